@@ -1,0 +1,194 @@
+// gradient_step: one step of a gradient attack, fused.
+//
+//   linf_step_   adv <- the point of the Linf ball and of the bounds nearest to adv + step_size sign(grad)
+//   sign_sweep   out[k] <- the single such step of length eps[k] from x, for K epsilons in one pass
+//   linf_start   out <- a uniform random point of the ball and the bounds
+//
+// Goodfellow et al., "Explaining and harnessing adversarial examples", ICLR 2015; Madry et al.,
+// "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
+//
+// What holds of every result, given a clean point inside the bounds:
+//   |result - clean| <= eps as recomputed in the tensor's dtype, even against the caller's double eps;
+//   lo <= result <= hi;  an element whose gradient is zero, NaN or infinite does not move;
+//   no NaN from finite input.
+// The one exception is Projection::difference, which reproduces the peers' rounding: they clamp the
+// difference and add it back, and that can leave the recomputed distance one ulp above eps.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "common/device.h"
+#include "common/host_device.h"
+#include "common/layout.h"
+#include "common/numeric.h"
+#include "common/philox.h"
+
+namespace brittle {
+
+enum class Projection { exact, difference };
+
+// A double for every row, or one for all of them. Per row because samples of one batch may be at
+// different epsilons; double because 8 bytes a row are nothing and lose nothing.
+struct RowValue {
+  double scalar = 0.0;
+  const double* per_row = nullptr;
+  BRITTLE_HD double at(int64_t row) const { return per_row ? per_row[row] : scalar; }
+};
+
+// The numbers of one row's step, in the type the arithmetic is done in.
+template <class Compute>
+struct LinfNumbers {
+  Compute step, eps, lo, hi;
+};
+
+template <class T, Projection projection>
+BRITTLE_HD LinfNumbers<typename Real<T>::Compute> linf_numbers(double step, double eps, double lo,
+                                                               double hi) {
+  using Compute = typename Real<T>::Compute;
+  if constexpr (projection == Projection::exact) {
+    return {static_cast<Compute>(step), round_down<T>(eps), round_nearest<T>(lo),
+            round_nearest<T>(hi)};
+  } else {
+    return {round_nearest<T>(step), round_nearest<T>(eps), round_nearest<T>(lo),
+            round_nearest<T>(hi)};
+  }
+}
+
+template <class Compute>
+BRITTLE_HD Compute clamp(Compute value, Compute lo, Compute hi) {
+  value = value < lo ? lo : value;
+  return hi < value ? hi : value;
+}
+
+// step * sign(grad); 0 where the gradient is zero, NaN or infinite. On the bits, a number is finite and
+// not zero if its magnitude, less one, is below that of the largest: one comparison for all three.
+template <class Compute>
+BRITTLE_HD Compute sign_step(Compute grad, Compute step) {
+  using Unsigned = typename Real<Compute>::Unsigned;
+  constexpr Unsigned kSign = Unsigned(1) << (8 * sizeof(Compute) - 1);
+  const Unsigned bits = bit_cast<Unsigned>(grad);
+  const Unsigned magnitude = bits & ~kSign;
+  const Unsigned move = bit_cast<Unsigned>(step) | (bits & kSign);
+  return bit_cast<Compute>(magnitude - 1u < Real<Compute>::kLargest ? move : Unsigned(0));
+}
+
+// The stored value nearest to `value` that is inside bounds and ball. Rounding clean + eps may land
+// half an ulp outside the ball; then the neighbour towards clean is inside, so one correction by one
+// ulp suffices. (An end of the ball that rounds to zero is exact, so zero is never corrected.)
+template <class T>
+BRITTLE_HD T linf_project(typename Real<T>::Compute value, typename Real<T>::Compute clean,
+                          const LinfNumbers<typename Real<T>::Compute>& n) {
+  using Compute = typename Real<T>::Compute;
+  using Bits = typename Real<T>::Bits;
+  value = clamp(value, n.lo, n.hi);
+  value = clamp(value, clean - n.eps, clean + n.eps);
+  const T stored = Real<T>::narrow(value);
+  const Compute reached = Real<T>::widen(stored);
+  const Compute difference = reached - clean;
+  // Away from zero is +1 on the bits: towards clean is -1 if value and difference have one sign, else +1.
+  const auto signs_differ = (bits_of(reached) ^ bits_of(difference)) >> (8 * sizeof(Compute) - 1);
+  const Bits towards_clean = static_cast<Bits>(~signs_differ | 1);
+  const Bits correction = std::fabs(difference) > n.eps ? towards_clean : Bits(0);
+  return bit_cast<T>(static_cast<Bits>(bits_of(stored) + correction));
+}
+
+// The peers' projection, rounded to T after each operation as eager code on T is.
+template <class T>
+BRITTLE_HD T linf_project_difference(typename Real<T>::Compute value,
+                                     typename Real<T>::Compute clean,
+                                     const LinfNumbers<typename Real<T>::Compute>& n) {
+  const auto rounded = [](typename Real<T>::Compute v) { return Real<T>::widen(Real<T>::narrow(v)); };
+  const auto difference = clamp(rounded(rounded(value) - clean), -n.eps, n.eps);
+  return Real<T>::narrow(clamp(rounded(clean + difference), n.lo, n.hi));
+}
+
+template <class T, Projection projection>
+BRITTLE_HD T linf_step_element(T adv, T grad, T clean,
+                               const LinfNumbers<typename Real<T>::Compute>& n) {
+  const auto moved = Real<T>::widen(adv) + sign_step(Real<T>::widen(grad), n.step);
+  if constexpr (projection == Projection::exact) {
+    return linf_project<T>(moved, Real<T>::widen(clean), n);
+  } else {
+    return linf_project_difference<T>(moved, Real<T>::widen(clean), n);
+  }
+}
+
+template <class T>
+BRITTLE_HD T linf_start_element(T clean, uint32_t random,
+                                const LinfNumbers<typename Real<T>::Compute>& n) {
+  using Compute = typename Real<T>::Compute;
+  const Compute centre = Real<T>::widen(clean);
+  return linf_project<T>(centre + n.eps * symmetric_uniform<Compute>(random), centre, n);
+}
+
+// ---- the operators, checked by the front (gradient_step.cpp), walked by one of the two backends ----
+
+struct LinfStep {
+  void* adv;
+  const void* grad;
+  const void* clean;
+  Layout<3> layout;  // adv, grad, clean
+  Dtype dtype;
+  RowValue step_size, eps;
+  double lo, hi;
+  Projection projection;
+};
+
+struct SignSweep {
+  const void* x;
+  const void* grad;
+  void* out;
+  int64_t out_stride;  // elements from out[k] to out[k + 1]
+  Layout<3> layout;    // x, grad, out[0]
+  Dtype dtype;
+  const double* eps;  // [K], on the host
+  int64_t count;      // K
+  double lo, hi;
+  bool keep_ball;  // false: out[k] = clamp(x + eps[k] sign(grad)), which is all that the peers compute
+};
+
+template <class T>
+LinfNumbers<typename Real<T>::Compute> sweep_numbers(const SignSweep& op, int64_t k) {
+  const double ball = op.keep_ball ? op.eps[k] : std::numeric_limits<double>::infinity();
+  return linf_numbers<T, Projection::exact>(op.eps[k], ball, op.lo, op.hi);
+}
+
+struct LinfStart {
+  const void* clean;
+  void* out;
+  Layout<2> layout;  // clean, out; rows kept, row-major order
+  Dtype dtype;
+  RowValue eps;
+  const int64_t* sample_ids;  // [N], or null for 0 .. N - 1
+  uint64_t seed;
+  uint32_t draw;
+  double lo, hi;
+};
+
+void linf_step_cpu(const LinfStep& op, const Execution& execution);
+void linf_step_cuda(const LinfStep& op, const Execution& execution);
+void sign_sweep_cpu(const SignSweep& op, const Execution& execution);
+void sign_sweep_cuda(const SignSweep& op, const Execution& execution);
+void linf_start_cpu(const LinfStart& op, const Execution& execution);
+void linf_start_cuda(const LinfStart& op, const Execution& execution);
+
+// ---- the front: what the doors call. Throws std::invalid_argument before any work. ----
+
+// A float, or a float64 array [N] on the operands' device.
+struct RowArgument {
+  double scalar = 0.0;
+  const View* per_row = nullptr;
+};
+
+void linf_step_(const View& adv, const View& grad, const View& clean, const RowArgument& step_size,
+                const RowArgument& eps, double lo, double hi, Projection projection,
+                const Execution& execution);
+void sign_sweep(const View& x, const View& grad, const std::vector<double>& eps, double lo,
+                double hi, bool keep_ball, const View& out, const Execution& execution);
+void linf_start(const View& clean, const RowArgument& eps, int64_t seed, const View* sample_ids,
+                int64_t draw, double lo, double hi, const View& out, const Execution& execution);
+
+}  // namespace brittle

@@ -1,0 +1,83 @@
+// gradient_step behind the torch dispatcher. One function per overload serves CPU and CUDA: the front
+// picks the kernels by the tensors' device, and says what to install where there are none.
+
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <vector>
+
+#include "common/torch_door.h"
+#include "gradient_step/gradient_step.h"
+
+namespace brittle {
+namespace {
+
+using torch::stable::Tensor;
+
+Projection projection_for(bool exact) {
+  return exact ? Projection::exact : Projection::difference;
+}
+
+void step(const Tensor& adv, const Tensor& grad, const Tensor& clean, const RowArgument& step_size,
+          const RowArgument& eps, double lo, double hi, bool exact) {
+  const char* op = "linf_step_";
+  const View out = view_of(op, "adv", adv);
+  linf_step_(out, view_of(op, "grad", grad), view_of(op, "clean", clean), step_size, eps, lo, hi,
+             projection_for(exact), execution_for(out));
+}
+
+void torch_linf_step(Tensor adv, Tensor grad, Tensor clean, double step_size, double eps, double lo,
+                     double hi, bool exact) {
+  step(adv, grad, clean, {step_size, nullptr}, {eps, nullptr}, lo, hi, exact);
+}
+
+void torch_linf_step_rows(Tensor adv, Tensor grad, Tensor clean, Tensor step_size, Tensor eps,
+                          double lo, double hi, bool exact) {
+  const View steps = view_of("linf_step_", "step_size", step_size);
+  const View balls = view_of("linf_step_", "eps", eps);
+  step(adv, grad, clean, {0.0, &steps}, {0.0, &balls}, lo, hi, exact);
+}
+
+void torch_sign_sweep(Tensor x, Tensor grad, std::vector<double> eps, double lo, double hi,
+                      bool keep_ball, Tensor out) {
+  const char* op = "sign_sweep";
+  const View target = view_of(op, "out", out);
+  sign_sweep(view_of(op, "x", x), view_of(op, "grad", grad), eps, lo, hi, keep_ball, target,
+             execution_for(target));
+}
+
+void start(const Tensor& clean, const RowArgument& eps, int64_t seed,
+           const std::optional<Tensor>& sample_ids, int64_t draw, double lo, double hi,
+           const Tensor& out) {
+  const char* op = "linf_start";
+  const View target = view_of(op, "out", out);
+  View ids;
+  if (sample_ids.has_value()) ids = view_of(op, "sample_ids", *sample_ids);
+  linf_start(view_of(op, "clean", clean), eps, seed, sample_ids.has_value() ? &ids : nullptr, draw,
+             lo, hi, target, execution_for(target));
+}
+
+void torch_linf_start(Tensor clean, double eps, int64_t seed, std::optional<Tensor> sample_ids,
+                      int64_t draw, double lo, double hi, Tensor out) {
+  start(clean, {eps, nullptr}, seed, sample_ids, draw, lo, hi, out);
+}
+
+void torch_linf_start_rows(Tensor clean, Tensor eps, int64_t seed, std::optional<Tensor> sample_ids,
+                           int64_t draw, double lo, double hi, Tensor out) {
+  const View balls = view_of("linf_start", "eps", eps);
+  start(clean, {0.0, &balls}, seed, sample_ids, draw, lo, hi, out);
+}
+
+void register_all(torch::stable::detail::StableLibrary& m) {
+  m.impl("linf_step_", TORCH_BOX(&torch_linf_step));
+  m.impl("linf_step_.rows", TORCH_BOX(&torch_linf_step_rows));
+  m.impl("sign_sweep", TORCH_BOX(&torch_sign_sweep));
+  m.impl("linf_start", TORCH_BOX(&torch_linf_start));
+  m.impl("linf_start.rows", TORCH_BOX(&torch_linf_start_rows));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(brittle, CPU, m) { register_all(m); }
+STABLE_TORCH_LIBRARY_IMPL(brittle, CUDA, m) { register_all(m); }
+
+}  // namespace
+}  // namespace brittle

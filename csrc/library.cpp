@@ -1,0 +1,25 @@
+// The torch door: every operator of brittle, and all that torch needs to know of each.
+//
+// Operators write into a tensor the caller gives and return nothing; the Python wrappers allocate. The
+// implementations are registered beside their checks, in the rooms' *_torch.cpp.
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(brittle, m) {
+  // gradient_step. `exact` chooses the projection; per-row arguments are float64 [N].
+  m.def(
+      "linf_step_(Tensor(a!) adv, Tensor grad, Tensor clean, float step_size, float eps, "
+      "float lo, float hi, bool exact) -> ()");
+  m.def(
+      "linf_step_.rows(Tensor(a!) adv, Tensor grad, Tensor clean, Tensor step_size, Tensor eps, "
+      "float lo, float hi, bool exact) -> ()");
+  m.def(
+      "sign_sweep(Tensor x, Tensor grad, float[] eps, float lo, float hi, bool keep_ball, "
+      "Tensor(a!) out) -> ()");
+  m.def(
+      "linf_start(Tensor clean, float eps, int seed, Tensor? sample_ids, int draw, "
+      "float lo, float hi, Tensor(a!) out) -> ()");
+  m.def(
+      "linf_start.rows(Tensor clean, Tensor eps, int seed, Tensor? sample_ids, int draw, "
+      "float lo, float hi, Tensor(a!) out) -> ()");
+}

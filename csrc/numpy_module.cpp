@@ -1,0 +1,206 @@
+// The numpy door: the same kernels on NumPy arrays, and the facts of this build. No torch.
+//
+// The test suite compiles this file a second time with BRITTLE_NUMPY_DEVICE set to Device::cuda and the
+// emulated CUDA kernels behind it, so the arrays take the CUDA route.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <sched.h>
+
+#include <cstdlib>
+#include <optional>
+#include <string>
+#include <thread>
+#include <variant>
+#include <vector>
+
+#include "common/check.h"
+#include "common/simd.h"
+#include "gradient_step/gradient_step.h"
+#if defined(BRITTLE_SELF_TEST)
+#include "self_test.h"
+#endif
+
+namespace py = pybind11;
+
+namespace brittle {
+namespace {
+
+constexpr Device kDevice = BRITTLE_NUMPY_DEVICE;
+
+View view_of(const char* op, const char* name, const py::array& array) {
+  View view;
+  if (array.ndim() > kMaxDims) {
+    fail(op, name, " must have at most ", kMaxDims, " dimensions; got ", array.ndim());
+  }
+  view.ndim = static_cast<int>(array.ndim());
+  const py::ssize_t item = array.itemsize();
+  for (int d = 0; d < view.ndim; ++d) {
+    view.size[d] = array.shape(d);
+    if (array.strides(d) % item != 0) {
+      fail(op, name, " must have strides that are multiples of its item size; got ", array.strides(d));
+    }
+    view.stride[d] = array.strides(d) / item;
+  }
+  const std::string dtype = py::str(array.dtype().attr("name"));
+  const bool native = array.dtype().attr("isnative").cast<bool>();
+  static constexpr struct {
+    const char* name;
+    Dtype dtype;
+  } kNames[] = {{"float32", Dtype::float32},   {"float64", Dtype::float64},
+                {"float16", Dtype::float16},   {"bfloat16", Dtype::bfloat16},
+                {"uint8", Dtype::other},       {"int8", Dtype::other},
+                {"int16", Dtype::other},       {"int32", Dtype::other},
+                {"int64", Dtype::other},       {"bool", Dtype::other},
+                {"complex64", Dtype::other},   {"complex128", Dtype::other}};
+  view.dtype_name = "an unsupported dtype";
+  for (const auto& known : kNames) {
+    if (dtype != known.name) continue;
+    view.dtype_name = native ? known.name : "a dtype of foreign byte order";
+    view.dtype = native ? known.dtype : Dtype::other;
+  }
+  view.data = const_cast<void*>(array.data());
+  view.device = kDevice;
+  return view;
+}
+
+View writable_view_of(const char* op, const char* name, const py::array& array) {
+  if (!array.writeable()) fail(op, name, " must be writable; got a read-only array");
+  return view_of(op, name, array);
+}
+
+// Without torch there is no pool to borrow. Threads cost tens of microseconds to start, so they are only
+// started for work that takes longer than that. BRITTLE_NUM_THREADS caps their number.
+int64_t thread_count() {
+  const char* limit = std::getenv("BRITTLE_NUM_THREADS");
+  if (limit != nullptr && std::atoi(limit) > 0) return std::atoi(limit);
+  cpu_set_t set;
+  const int cores = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+  return cores > 0 ? cores : 1;
+}
+
+void plain_threads(int64_t count, int64_t grain, RangeBody body, void* context) {
+  constexpr int64_t kWorthAThread = 8;  // grains
+  const int64_t parts = std::max<int64_t>(1, std::min(thread_count(), count / (grain * kWorthAThread)));
+  std::vector<std::thread> threads;
+  for (int64_t part = 1; part < parts; ++part) {
+    threads.emplace_back(body, count * part / parts, count * (part + 1) / parts, context);
+  }
+  body(0, count / parts, context);
+  for (std::thread& thread : threads) thread.join();
+}
+
+Execution execution() {
+  Execution execution;
+  execution.device = kDevice;
+  execution.parallel_for = plain_threads;
+  return execution;
+}
+
+using Number = std::variant<double, py::array>;
+
+// Holds the View that a RowArgument points to.
+struct RowHolder {
+  RowHolder(const char* op, const char* name, const Number& number) {
+    if (const double* scalar = std::get_if<double>(&number)) {
+      argument.scalar = *scalar;
+    } else {
+      view = view_of(op, name, std::get<py::array>(number));
+      argument.per_row = &view;
+    }
+  }
+  RowHolder(const RowHolder&) = delete;
+  RowHolder& operator=(const RowHolder&) = delete;
+  View view;
+  RowArgument argument;
+};
+
+void numpy_linf_step(const py::array& adv, const py::array& grad, const py::array& clean,
+                     const Number& step_size, const Number& eps, double lo, double hi, bool exact) {
+  const char* op = "linf_step_";
+  const View a = writable_view_of(op, "adv", adv);
+  const View g = view_of(op, "grad", grad);
+  const View c = view_of(op, "clean", clean);
+  const RowHolder steps(op, "step_size", step_size);
+  const RowHolder balls(op, "eps", eps);
+  const py::gil_scoped_release unlocked;
+  linf_step_(a, g, c, steps.argument, balls.argument, lo, hi,
+             exact ? Projection::exact : Projection::difference, execution());
+}
+
+void numpy_sign_sweep(const py::array& x, const py::array& grad, const std::vector<double>& eps,
+                      double lo, double hi, bool keep_ball, const py::array& out) {
+  const char* op = "sign_sweep";
+  const View input = view_of(op, "x", x);
+  const View g = view_of(op, "grad", grad);
+  const View target = writable_view_of(op, "out", out);
+  const py::gil_scoped_release unlocked;
+  sign_sweep(input, g, eps, lo, hi, keep_ball, target, execution());
+}
+
+void numpy_linf_start(const py::array& clean, const Number& eps, int64_t seed,
+                      const std::optional<py::array>& sample_ids, int64_t draw, double lo, double hi,
+                      const py::array& out) {
+  const char* op = "linf_start";
+  const View input = view_of(op, "clean", clean);
+  const View target = writable_view_of(op, "out", out);
+  const RowHolder balls(op, "eps", eps);
+  View ids;
+  if (sample_ids) ids = view_of(op, "sample_ids", *sample_ids);
+  const py::gil_scoped_release unlocked;
+  linf_start(input, balls.argument, seed, sample_ids ? &ids : nullptr, draw, lo, hi, target,
+             execution());
+}
+
+std::vector<uint32_t> numpy_philox4x32(const std::vector<uint32_t>& counter,
+                                       const std::vector<uint32_t>& key) {
+  if (counter.size() != 4 || key.size() != 2) {
+    fail("philox4x32", "counter must be 4 words and key 2; got ", counter.size(), " and ", key.size());
+  }
+  const Philox4 random =
+      philox4x32({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
+  return {random.word, random.word + 4};
+}
+
+py::dict build_facts() {
+  py::dict facts;
+  facts["compiler"] = BRITTLE_COMPILER;
+  facts["cuda"] = kCudaBuilt;
+  facts["cuda_compiler"] = BRITTLE_CUDA_COMPILER;
+  facts["cuda_architectures"] = BRITTLE_CUDA_ARCHITECTURES;
+  facts["torch_target"] = "2.10";
+  facts["simd_best"] = simd::name(simd::best());
+  facts["simd_in_use"] = simd::name(simd::in_use());
+  facts["threads"] = thread_count();
+  return facts;
+}
+
+}  // namespace
+}  // namespace brittle
+
+PYBIND11_MODULE(BRITTLE_NUMPY_MODULE, m) {
+  using namespace brittle;
+  m.def("linf_step_", &numpy_linf_step);
+  m.def("sign_sweep", &numpy_sign_sweep);
+  m.def("linf_start", &numpy_linf_start);
+  m.def("philox4x32", &numpy_philox4x32);
+  m.def("build_facts", &build_facts);
+#if defined(BRITTLE_SELF_TEST)
+  m.def("block_sum", [](const py::array_t<double>& in, int64_t blocks) {
+    py::array_t<double> out(blocks);
+    emulated_block_sum(in.data(), in.size(), out.mutable_data(), blocks);
+    return out;
+  });
+  m.def("suffix_sum", [](const py::array_t<double>& in) {
+    py::array_t<double> out(in.size());
+    emulated_suffix_sum(in.data(), out.mutable_data());
+    return out;
+  });
+  m.def("skipped_barrier", [] {
+    py::array_t<double> out(96);
+    emulated_skipped_barrier(out.mutable_data());
+    return out;
+  });
+#endif
+}

@@ -1,0 +1,127 @@
+"""The kernels on NumPy arrays, without torch.
+
+The functions are those of :mod:`brittle.ops`, with the same arguments, the same checks and the same bits;
+see there for what they promise. Arrays are float32, float64, float16 or (by the ``ml_dtypes`` package)
+bfloat16, of any strides. The interpreter lock is released while a kernel runs. ``BRITTLE_NUM_THREADS`` caps
+the threads; by default every core this process may use.
+
+Example:
+    >>> import numpy as np, brittle.numpy
+    >>> clean = np.array([[0.2, 0.5, 0.99]], dtype=np.float32)
+    >>> grad = np.array([[-3.0, 0.0, 0.1]], dtype=np.float32)
+    >>> brittle.numpy.linf_step_(clean.copy(), grad, clean, step_size=0.25, eps=0.125)
+    array([[0.075, 0.5  , 1.   ]], dtype=float32)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brittle._native import numpy_door as _door
+
+Array = NDArray[Any]
+Bounds = tuple[float, float]
+
+
+def linf_step_(
+    adv: Array,
+    grad: Array,
+    clean: Array,
+    step_size: float | Array,
+    eps: float | Array,
+    bounds: Bounds = (0.0, 1.0),
+    *,
+    projection: str = "exact",
+) -> Array:
+    """Move ``adv`` by ``step_size * sign(grad)``, in place, then back into the Linf ball and the bounds.
+
+    Args and errors: as :func:`brittle.ops.linf_step_`; ``ValueError`` throughout.
+
+    Returns:
+        ``adv``.
+    """
+    if projection not in ("exact", "difference"):
+        raise ValueError(f"linf_step_: projection must be 'exact' or 'difference'; got {projection!r}")
+    if isinstance(step_size, np.ndarray) or isinstance(eps, np.ndarray):
+        step_size, eps = _per_row(step_size, adv), _per_row(eps, adv)
+    _door.linf_step_(adv, grad, clean, step_size, eps, *bounds, projection == "exact")
+    return adv
+
+
+def sign_sweep(
+    x: Array,
+    grad: Array,
+    eps: Sequence[float] | Array,
+    bounds: Bounds = (0.0, 1.0),
+    out: Array | None = None,
+    *,
+    keep_ball: bool = True,
+) -> Array:
+    """The fast-gradient-sign points of ``x`` for K epsilons, ``[K, N, ...]``, in one pass.
+
+    Args and errors: as :func:`brittle.ops.sign_sweep`; ``ValueError`` throughout.
+
+    Example:
+        >>> x, grad = np.float32([[0.25, 0.5]]), np.float32([[1.0, -1.0]])
+        >>> brittle.numpy.sign_sweep(x, grad, [0.0, 0.25])
+        array([[[0.25, 0.5 ]],
+        <BLANKLINE>
+               [[0.5 , 0.25]]], dtype=float32)
+    """
+    values = [float(value) for value in eps]
+    if out is None:
+        # A stack of arrays that each have x's own memory order.
+        order = np.argsort([-stride for stride in x.strides], kind="stable")
+        stack = np.empty((len(values), *(x.shape[d] for d in order)), x.dtype)
+        out = stack.transpose(0, *(int(d) + 1 for d in np.argsort(order)))
+    _door.sign_sweep(x, grad, values, *bounds, keep_ball, out)
+    return out
+
+
+def linf_start(
+    clean: Array,
+    eps: float | Array,
+    seed: int = 0,
+    sample_ids: Array | None = None,
+    draw: int = 0,
+    bounds: Bounds = (0.0, 1.0),
+    out: Array | None = None,
+) -> Array:
+    """A uniformly random point of the Linf ball around each sample, clipped to the bounds.
+
+    Args and errors: as :func:`brittle.ops.linf_start`; ``ValueError`` throughout.
+
+    Example:
+        >>> x = np.full((2, 3), 0.5, np.float32)
+        >>> start = brittle.numpy.linf_start(x, eps=0.1, seed=7)
+        >>> bool(abs(start - x).max() <= 0.1)
+        True
+    """
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"linf_start: seed must fit 64 bits; got {seed}")
+    if out is None:
+        out = np.empty_like(clean)
+    if isinstance(eps, np.ndarray):
+        eps = _per_row(eps, clean)
+    ids = None if sample_ids is None else np.ascontiguousarray(sample_ids)
+    _door.linf_start(clean, eps, seed - 2**64 if seed >= 2**63 else seed, ids, draw, *bounds, out)
+    return out
+
+
+def build_facts() -> dict[str, Any]:
+    """Compiler, CUDA, SIMD level and threads of this build: what a bug report needs.
+
+    Example:
+        >>> sorted(brittle.numpy.build_facts())[:3]
+        ['compiler', 'cuda', 'cuda_architectures']
+    """
+    facts: dict[str, Any] = _door.build_facts()
+    return facts
+
+
+def _per_row(value: float | Array, like: Array) -> Array:
+    """The value as the contiguous float64 ``[N]`` that the kernels take."""
+    value = np.asarray(value, np.float64)
+    return np.ascontiguousarray(value if value.ndim else np.broadcast_to(value, like.shape[:1]))

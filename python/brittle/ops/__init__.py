@@ -1,0 +1,8 @@
+"""The kernels, one module per room: typed wrappers, and what torch.compile needs to know of each.
+
+Every operator has a definition of the same name in plain torch under :mod:`brittle.reference`.
+"""
+
+from brittle.ops.gradient_step import linf_start, linf_step_, sign_sweep
+
+__all__ = ["linf_start", "linf_step_", "sign_sweep"]
