@@ -39,7 +39,7 @@ class CMakeBuild(build_ext):
         path = os.pathsep.join([tools, os.environ.get("PATH", "")])
         command = shutil.which("cmake", path=path)
         if command is None:
-            raise SystemExit("brittle: cmake was not found; install it (pip install cmake ninja) and try again.")
+            raise SystemExit("brittle: cmake was not found; install it with `pip install cmake ninja`.")
         subprocess.run([command, *map(str, arguments)], check=True, env={**os.environ, "PATH": path})
 
     def get_outputs(self) -> list[str]:

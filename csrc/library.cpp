@@ -1,7 +1,7 @@
 // The torch door: every operator of brittle, and all that torch needs to know of each.
 //
-// Operators write into a tensor the caller gives and return nothing; the Python wrappers allocate. The
-// implementations are registered beside their checks, in the rooms' *_torch.cpp.
+// Operators write into a tensor the caller gives and return nothing; the Python wrappers allocate.
+// The implementations are registered beside their checks, in the rooms' *_torch.cpp.
 
 #include <torch/csrc/stable/library.h>
 

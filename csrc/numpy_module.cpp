@@ -1,7 +1,7 @@
 // The numpy door: the same kernels on NumPy arrays, and the facts of this build. No torch.
 //
-// The test suite compiles this file a second time with BRITTLE_NUMPY_DEVICE set to Device::cuda and the
-// emulated CUDA kernels behind it, so the arrays take the CUDA route.
+// The test suite compiles this file a second time with BRITTLE_NUMPY_DEVICE set to Device::cuda and
+// the emulated CUDA kernels behind it, so the arrays take the CUDA route.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -39,7 +39,8 @@ View view_of(const char* op, const char* name, const py::array& array) {
   for (int d = 0; d < view.ndim; ++d) {
     view.size[d] = array.shape(d);
     if (array.strides(d) % item != 0) {
-      fail(op, name, " must have strides that are multiples of its item size; got ", array.strides(d));
+      fail(op, name, " must have strides that are multiples of its item size; got ",
+           array.strides(d));
     }
     view.stride[d] = array.strides(d) / item;
   }
@@ -48,12 +49,11 @@ View view_of(const char* op, const char* name, const py::array& array) {
   static constexpr struct {
     const char* name;
     Dtype dtype;
-  } kNames[] = {{"float32", Dtype::float32},   {"float64", Dtype::float64},
-                {"float16", Dtype::float16},   {"bfloat16", Dtype::bfloat16},
-                {"uint8", Dtype::other},       {"int8", Dtype::other},
-                {"int16", Dtype::other},       {"int32", Dtype::other},
-                {"int64", Dtype::other},       {"bool", Dtype::other},
-                {"complex64", Dtype::other},   {"complex128", Dtype::other}};
+  } kNames[] = {
+      {"float32", Dtype::float32},   {"float64", Dtype::float64}, {"float16", Dtype::float16},
+      {"bfloat16", Dtype::bfloat16}, {"uint8", Dtype::other},     {"int8", Dtype::other},
+      {"int16", Dtype::other},       {"int32", Dtype::other},     {"int64", Dtype::other},
+      {"bool", Dtype::other},        {"complex64", Dtype::other}, {"complex128", Dtype::other}};
   view.dtype_name = "an unsupported dtype";
   for (const auto& known : kNames) {
     if (dtype != known.name) continue;
@@ -70,8 +70,8 @@ View writable_view_of(const char* op, const char* name, const py::array& array) 
   return view_of(op, name, array);
 }
 
-// Without torch there is no pool to borrow. Threads cost tens of microseconds to start, so they are only
-// started for work that takes longer than that. BRITTLE_NUM_THREADS caps their number.
+// Without torch there is no pool to borrow. Threads cost tens of microseconds to start, so they are
+// only started for work that takes longer than that. BRITTLE_NUM_THREADS caps their number.
 int64_t thread_count() {
   const char* limit = std::getenv("BRITTLE_NUM_THREADS");
   if (limit != nullptr && std::atoi(limit) > 0) return std::atoi(limit);
@@ -82,7 +82,8 @@ int64_t thread_count() {
 
 void plain_threads(int64_t count, int64_t grain, RangeBody body, void* context) {
   constexpr int64_t kWorthAThread = 8;  // grains
-  const int64_t parts = std::max<int64_t>(1, std::min(thread_count(), count / (grain * kWorthAThread)));
+  const int64_t parts =
+      std::max<int64_t>(1, std::min(thread_count(), count / (grain * kWorthAThread)));
   std::vector<std::thread> threads;
   for (int64_t part = 1; part < parts; ++part) {
     threads.emplace_back(body, count * part / parts, count * (part + 1) / parts, context);
@@ -140,8 +141,8 @@ void numpy_sign_sweep(const py::array& x, const py::array& grad, const std::vect
 }
 
 void numpy_linf_start(const py::array& clean, const Number& eps, int64_t seed,
-                      const std::optional<py::array>& sample_ids, int64_t draw, double lo, double hi,
-                      const py::array& out) {
+                      const std::optional<py::array>& sample_ids, int64_t draw, double lo,
+                      double hi, const py::array& out) {
   const char* op = "linf_start";
   const View input = view_of(op, "clean", clean);
   const View target = writable_view_of(op, "out", out);
@@ -156,7 +157,8 @@ void numpy_linf_start(const py::array& clean, const Number& eps, int64_t seed,
 std::vector<uint32_t> numpy_philox4x32(const std::vector<uint32_t>& counter,
                                        const std::vector<uint32_t>& key) {
   if (counter.size() != 4 || key.size() != 2) {
-    fail("philox4x32", "counter must be 4 words and key 2; got ", counter.size(), " and ", key.size());
+    fail("philox4x32", "counter must be 4 words and key 2; got ", counter.size(), " and ",
+         key.size());
   }
   const Philox4 random =
       philox4x32({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);

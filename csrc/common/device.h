@@ -13,8 +13,8 @@ inline constexpr bool kCudaBuilt = false;
 
 enum class Device { cpu, cuda };
 
-// A borrowed thread pool: body(begin, end, context) over a split of [0, count), no part smaller than
-// `grain` unless it is the only one. Each door lends its own (torch's pool, or plain threads).
+// A borrowed thread pool: body(begin, end, context) over a split of [0, count), no part smaller
+// than `grain` unless it is the only one. Each door lends its own (torch's pool, or plain threads).
 using RangeBody = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = void (*)(int64_t count, int64_t grain, RangeBody body, void* context);
 

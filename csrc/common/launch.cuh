@@ -1,6 +1,6 @@
 // Launching a kernel, with its errors raised where they happen. Kernels include this and nothing of
-// CUDA directly: the test suite puts another launch.cuh first on the include path, and the same kernel
-// source then runs on the CPU.
+// CUDA directly: the test suite puts another launch.cuh first on the include path, and the same
+// kernel source then runs on the CPU.
 #pragma once
 
 #include <cuda_runtime.h>

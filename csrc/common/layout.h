@@ -1,8 +1,8 @@
 // How several strided operands of one shape are walked together.
 //
 // A View is an array as a door hands it over. A Layout is the same walk in its simplest form: rows
-// (samples), and inside a row as few dimensions as all operands allow. Operands that share one dense
-// memory order, channels-last included, become a single dimension of unit stride.
+// (samples), and inside a row as few dimensions as all operands allow. Operands that share one
+// dense memory order, channels-last included, become a single dimension of unit stride.
 #pragma once
 
 #include <algorithm>

@@ -1,9 +1,10 @@
 // The four element types, and how each is widened for arithmetic and narrowed for storage.
 //
 // float16 and bfloat16 are stored as bits and computed in float; float and double compute in
-// themselves. Narrowing rounds to nearest, ties to even, with identical bits on every SIMD level and
-// on CUDA. The conversions are branch-free so that compilers vectorise them, and none of them sends a
-// subnormal float through an arithmetic unit, so flush-to-zero mode does not change a result.
+// themselves. Narrowing rounds to nearest, ties to even, with identical bits on every SIMD level
+// and on CUDA. The conversions are branch-free so that compilers vectorise them, and none of them
+// sends a subnormal float through an arithmetic unit, so flush-to-zero mode does not change a
+// result.
 #pragma once
 
 #include <cmath>
@@ -104,7 +105,8 @@ struct Real<float16> {
     const uint32_t sign = (bits >> 16) & 0x8000u;
     const uint32_t magnitude = bits & 0x7fffffffu;
     const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    // Adding 0.5 puts the unit of a subnormal half (2^-24) at the float's last place: the addition rounds.
+    // Adding 0.5 puts the unit of a subnormal half (2^-24) at the float's last place: the addition
+    // rounds.
     const float small = magnitude < 0x38800000u ? bit_cast<float>(magnitude) : 0.0f;
     const uint32_t subnormal = bit_cast<uint32_t>(small + 0.5f) - 0x3f000000u;
     uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
@@ -139,7 +141,8 @@ BRITTLE_HD typename Real<T>::Compute round_down(double value) {
   using Bits = typename Real<T>::Bits;
   T rounded = Real<T>::narrow(static_cast<typename Real<T>::Compute>(value));
   if (static_cast<double>(Real<T>::widen(rounded)) > value) {
-    rounded = bit_cast<T>(static_cast<Bits>(bits_of(rounded) - 1));  // value >= 0: one ulp towards zero
+    rounded =
+        bit_cast<T>(static_cast<Bits>(bits_of(rounded) - 1));  // value >= 0: one ulp towards zero
   }
   return Real<T>::widen(rounded);
 }

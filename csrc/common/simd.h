@@ -1,8 +1,9 @@
 // One body of code, compiled once per instruction-set level, chosen when called.
 //
-// A body is a struct with an always-inline static run(); simd::call<Body>(...) runs the copy compiled
-// for the level in use. Contraction is off in every copy, so all levels give the same bits.
-// BRITTLE_SIMD=v4|v3|baseline forces a level; it is read at each call so that a test can change it.
+// A body is a struct with an always-inline static run(); simd::call<Body>(...) runs the copy
+// compiled for the level in use. Contraction is off in every copy, so all levels give the same
+// bits. BRITTLE_SIMD=v4|v3|baseline forces a level; it is read at each call so that a test can
+// change it.
 #pragma once
 
 #include <cstdlib>

@@ -23,10 +23,22 @@ inline View view_of(const char* op, const char* name, const torch::stable::Tenso
     view.stride[d] = tensor.stride(d);
   }
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: view.dtype = Dtype::float32; view.dtype_name = "float32"; break;
-    case ScalarType::Double: view.dtype = Dtype::float64; view.dtype_name = "float64"; break;
-    case ScalarType::Half: view.dtype = Dtype::float16; view.dtype_name = "float16"; break;
-    case ScalarType::BFloat16: view.dtype = Dtype::bfloat16; view.dtype_name = "bfloat16"; break;
+    case ScalarType::Float:
+      view.dtype = Dtype::float32;
+      view.dtype_name = "float32";
+      break;
+    case ScalarType::Double:
+      view.dtype = Dtype::float64;
+      view.dtype_name = "float64";
+      break;
+    case ScalarType::Half:
+      view.dtype = Dtype::float16;
+      view.dtype_name = "float16";
+      break;
+    case ScalarType::BFloat16:
+      view.dtype = Dtype::bfloat16;
+      view.dtype_name = "bfloat16";
+      break;
     case ScalarType::Byte: view.dtype_name = "uint8"; break;
     case ScalarType::Char: view.dtype_name = "int8"; break;
     case ScalarType::Short: view.dtype_name = "int16"; break;
@@ -43,14 +55,14 @@ inline View view_of(const char* op, const char* name, const torch::stable::Tenso
   return view;
 }
 
-// torch's current stream on a device. Its getter lives in libtorch_cuda, which a CPU-only torch does not
-// have, so it is looked up in the library that torch has loaded rather than linked.
+// torch's current stream on a device. Its getter lives in libtorch_cuda, which a CPU-only torch
+// does not have, so it is looked up in the library that torch has loaded rather than linked.
 inline void* current_cuda_stream(int device_index) {
   using Getter = int32_t (*)(int32_t, void**);
   static const Getter getter = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
-    return reinterpret_cast<Getter>(
-        library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr);
+    return reinterpret_cast<Getter>(library ? dlsym(library, "aoti_torch_get_current_cuda_stream")
+                                            : nullptr);
   }();
   void* stream = nullptr;
   if (getter == nullptr || getter(device_index, &stream) != 0) {
@@ -59,7 +71,8 @@ inline void* current_cuda_stream(int device_index) {
   return stream;
 }
 
-// Where to run an operator whose output is `output`: torch's own thread pool, or its current stream.
+// Where to run an operator whose output is `output`: torch's own thread pool, or its current
+// stream.
 inline Execution execution_for(const View& output) {
   Execution execution;
   execution.device = output.device;
@@ -68,9 +81,8 @@ inline Execution execution_for(const View& output) {
     execution.stream = current_cuda_stream(output.device_index);
   } else {
     execution.parallel_for = [](int64_t count, int64_t grain, RangeBody body, void* context) {
-      torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-        body(begin, end, context);
-      });
+      torch::stable::parallel_for(0, count, grain,
+                                  [&](int64_t begin, int64_t end) { body(begin, end, context); });
     };
   }
   return execution;

@@ -20,8 +20,7 @@ void check_floating(const char* op, const char* name, const View& view) {
 void check_same_device(const char* op, const char* name, const View& view, const char* like_name,
                        const View& like) {
   const auto text = [](const View& v) {
-    return v.device == Device::cpu ? std::string("cpu")
-                                   : "cuda:" + std::to_string(v.device_index);
+    return v.device == Device::cpu ? std::string("cpu") : "cuda:" + std::to_string(v.device_index);
   };
   if (view.device != like.device || view.device_index != like.device_index) {
     fail(op, name, " must be on ", like_name, "'s device ", text(like), "; got ", text(view));
@@ -32,16 +31,18 @@ void check_like(const char* op, const char* name, const View& view, const char* 
                 const View& like) {
   bool same = view.ndim == like.ndim;
   for (int d = 0; same && d < view.ndim; ++d) same = view.size[d] == like.size[d];
-  if (!same) fail(op, name, " must have ", like_name, "'s shape ", like.shape(), "; got ", view.shape());
+  if (!same)
+    fail(op, name, " must have ", like_name, "'s shape ", like.shape(), "; got ", view.shape());
   if (view.dtype != like.dtype) {
-    fail(op, name, " must have ", like_name, "'s dtype ", like.dtype_name, "; got ", view.dtype_name);
+    fail(op, name, " must have ", like_name, "'s dtype ", like.dtype_name, "; got ",
+         view.dtype_name);
   }
   check_same_device(op, name, view, like_name, like);
 }
 
 void check_writable(const char* op, const char* name, const View& view) {
   for (int d = 0; d < view.ndim; ++d) {
-    if (view.size[d] > 1 && view.stride[d] == 0) {
+    if (view.size[d] > 1 && view.stride[d] == 0 && view.elements() > 0) {
       fail(op, name, " must not be expanded: several of its elements share one place in memory");
     }
   }
@@ -80,7 +81,8 @@ RowValue check_row_value(const char* op, const char* name, const RowArgument& ar
 }
 
 [[noreturn]] void fail_without_cuda(const char* op) {
-  fail(op, "this build has no CUDA kernels; install nvcc and reinstall brittle with BRITTLE_CUDA=ON");
+  fail(op,
+       "this build has no CUDA kernels; install nvcc and reinstall brittle with BRITTLE_CUDA=ON");
 }
 
 }  // namespace

@@ -1,16 +1,16 @@
 // gradient_step: one step of a gradient attack, fused.
 //
-//   linf_step_   adv <- the point of the Linf ball and of the bounds nearest to adv + step_size sign(grad)
-//   sign_sweep   out[k] <- the single such step of length eps[k] from x, for K epsilons in one pass
-//   linf_start   out <- a uniform random point of the ball and the bounds
+//   linf_step_   adv <- the point of the Linf ball and of the bounds nearest to adv + step_size
+//   sign(grad) sign_sweep   out[k] <- the single such step of length eps[k] from x, for K epsilons
+//   in one pass linf_start   out <- a uniform random point of the ball and the bounds
 //
 // Goodfellow et al., "Explaining and harnessing adversarial examples", ICLR 2015; Madry et al.,
 // "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
 //
 // What holds of every result, given a clean point inside the bounds:
-//   |result - clean| <= eps as recomputed in the tensor's dtype, even against the caller's double eps;
-//   lo <= result <= hi;  an element whose gradient is zero, NaN or infinite does not move;
-//   no NaN from finite input.
+//   |result - clean| <= eps as recomputed in the tensor's dtype, even against the caller's double
+//   eps; lo <= result <= hi;  an element whose gradient is zero, NaN or infinite does not move; no
+//   NaN from finite input.
 // The one exception is Projection::difference, which reproduces the peers' rounding: they clamp the
 // difference and add it back, and that can leave the recomputed distance one ulp above eps.
 #pragma once
@@ -63,8 +63,9 @@ BRITTLE_HD Compute clamp(Compute value, Compute lo, Compute hi) {
   return hi < value ? hi : value;
 }
 
-// step * sign(grad); 0 where the gradient is zero, NaN or infinite. On the bits, a number is finite and
-// not zero if its magnitude, less one, is below that of the largest: one comparison for all three.
+// step * sign(grad); 0 where the gradient is zero, NaN or infinite. On the bits, a number is finite
+// and not zero if its magnitude, less one, is below that of the largest: one comparison for all
+// three.
 template <class Compute>
 BRITTLE_HD Compute sign_step(Compute grad, Compute step) {
   using Unsigned = typename Real<Compute>::Unsigned;
@@ -76,8 +77,8 @@ BRITTLE_HD Compute sign_step(Compute grad, Compute step) {
 }
 
 // The stored value nearest to `value` that is inside bounds and ball. Rounding clean + eps may land
-// half an ulp outside the ball; then the neighbour towards clean is inside, so one correction by one
-// ulp suffices. (An end of the ball that rounds to zero is exact, so zero is never corrected.)
+// half an ulp outside the ball; then the neighbour towards clean is inside, so one correction by
+// one ulp suffices. (An end of the ball that rounds to zero is exact, so zero is never corrected.)
 template <class T>
 BRITTLE_HD T linf_project(typename Real<T>::Compute value, typename Real<T>::Compute clean,
                           const LinfNumbers<typename Real<T>::Compute>& n) {
@@ -88,7 +89,8 @@ BRITTLE_HD T linf_project(typename Real<T>::Compute value, typename Real<T>::Com
   const T stored = Real<T>::narrow(value);
   const Compute reached = Real<T>::widen(stored);
   const Compute difference = reached - clean;
-  // Away from zero is +1 on the bits: towards clean is -1 if value and difference have one sign, else +1.
+  // Away from zero is +1 on the bits: towards clean is -1 if value and difference have one sign,
+  // else +1.
   const auto signs_differ = (bits_of(reached) ^ bits_of(difference)) >> (8 * sizeof(Compute) - 1);
   const Bits towards_clean = static_cast<Bits>(~signs_differ | 1);
   const Bits correction = std::fabs(difference) > n.eps ? towards_clean : Bits(0);
@@ -100,7 +102,9 @@ template <class T>
 BRITTLE_HD T linf_project_difference(typename Real<T>::Compute value,
                                      typename Real<T>::Compute clean,
                                      const LinfNumbers<typename Real<T>::Compute>& n) {
-  const auto rounded = [](typename Real<T>::Compute v) { return Real<T>::widen(Real<T>::narrow(v)); };
+  const auto rounded = [](typename Real<T>::Compute v) {
+    return Real<T>::widen(Real<T>::narrow(v));
+  };
   const auto difference = clamp(rounded(rounded(value) - clean), -n.eps, n.eps);
   return Real<T>::narrow(clamp(rounded(clean + difference), n.lo, n.hi));
 }
@@ -124,7 +128,8 @@ BRITTLE_HD T linf_start_element(T clean, uint32_t random,
   return linf_project<T>(centre + n.eps * symmetric_uniform<Compute>(random), centre, n);
 }
 
-// ---- the operators, checked by the front (gradient_step.cpp), walked by one of the two backends ----
+// ---- the operators, checked by the front (gradient_step.cpp), walked by one of the two backends
+// ----
 
 struct LinfStep {
   void* adv;
@@ -147,7 +152,8 @@ struct SignSweep {
   const double* eps;  // [K], on the host
   int64_t count;      // K
   double lo, hi;
-  bool keep_ball;  // false: out[k] = clamp(x + eps[k] sign(grad)), which is all that the peers compute
+  bool keep_ball;  // false: out[k] = clamp(x + eps[k] sign(grad)), which is all that the peers
+                   // compute
 };
 
 template <class T>

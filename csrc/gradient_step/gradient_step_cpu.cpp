@@ -1,11 +1,12 @@
 // gradient_step on the CPU.
 //
 // DESIGN. All three operators are bound by memory: linf_step_ moves 16 bytes per float32 element
-// (reads adv, grad and clean, writes adv), sign_sweep 8 + 4K, linf_start 8. So the walk is one plain
-// pass: the compiler vectorises the element formula for each instruction-set level, the hardware
-// prefetcher follows the streams (software prefetch and tiling measured slower), and threads split the
-// elements evenly. Results that nobody reads soon and that exceed the cache are written around it.
-// Strided operands go through small tiles on the stack, so the formula only ever sees unit stride.
+// (reads adv, grad and clean, writes adv), sign_sweep 8 + 4K, linf_start 8. So the walk is one
+// plain pass: the compiler vectorises the element formula for each instruction-set level, the
+// hardware prefetcher follows the streams (software prefetch and tiling measured slower), and
+// threads split the elements evenly. Results that nobody reads soon and that exceed the cache are
+// written around it. Strided operands go through small tiles on the stack, so the formula only ever
+// sees unit stride.
 
 #include <type_traits>
 
@@ -19,8 +20,8 @@
 namespace brittle {
 namespace {
 
-constexpr int64_t kTile = 1024;          // elements; three float64 tiles fill a 32 KB L1 less a quarter
-constexpr int64_t kGrain = 32768;        // elements a thread must have to be worth waking
+constexpr int64_t kTile = 1024;    // elements; three float64 tiles fill a 32 KB L1 less a quarter
+constexpr int64_t kGrain = 32768;  // elements a thread must have to be worth waking
 constexpr int64_t kStreamBytes = 8 << 20;  // outputs above this bypass the cache
 
 // The elements start[0], start[stride], ... side by side: where they lie, or in `tile`.
@@ -63,7 +64,8 @@ void finish_streaming() {
 
 template <class T, Projection projection>
 struct StepTile {
-  // No __restrict: adv may be clean itself (a single step taken in place). Equal indices alone may meet.
+  // No __restrict: adv may be clean itself (a single step taken in place). Equal indices alone may
+  // meet.
   BRITTLE_INLINE static void run(T* adv, const T* grad, const T* clean, int64_t count,
                                  LinfNumbers<typename Real<T>::Compute> numbers) {
 #pragma GCC ivdep
@@ -75,9 +77,8 @@ struct StepTile {
 
 template <class T>
 struct SweepTile {
-  BRITTLE_INLINE static void run(const T* __restrict x, const T* __restrict grad,
-                                 T* __restrict out, int64_t count,
-                                 LinfNumbers<typename Real<T>::Compute> numbers) {
+  BRITTLE_INLINE static void run(const T* __restrict x, const T* __restrict grad, T* __restrict out,
+                                 int64_t count, LinfNumbers<typename Real<T>::Compute> numbers) {
     for (int64_t i = 0; i < count; ++i) {
       out[i] = linf_step_element<T, Projection::exact>(x[i], grad[i], x[i], numbers);
     }
@@ -89,8 +90,7 @@ struct RandomTile {
   BRITTLE_INLINE static void run(uint32_t* __restrict words, uint32_t block, int64_t blocks,
                                  uint64_t seed, int64_t sample_id, uint32_t draw) {
     for (int64_t b = 0; b < blocks; ++b) {
-      const Philox4 random =
-          philox_block(seed, sample_id, draw, block + static_cast<uint32_t>(b));
+      const Philox4 random = philox_block(seed, sample_id, draw, block + static_cast<uint32_t>(b));
       for (int w = 0; w < 4; ++w) words[4 * b + w] = random.word[w];
     }
   }
@@ -113,29 +113,33 @@ void linf_step_typed(const LinfStep& op, const Execution& execution) {
   const T* const grad = static_cast<const T*>(op.grad);
   const T* const clean = static_cast<const T*>(op.clean);
   const simd::Level level = simd::in_use();
-  parallel_for(execution, op.layout.rows * op.layout.row_elements, kGrain, [&](int64_t begin, int64_t end) {
-    for_each_span(op.layout, begin, end, [&](const Span<3>& span) {
-      const auto numbers = linf_numbers<T, projection>(op.step_size.at(span.row),
-                                                       op.eps.at(span.row), op.lo, op.hi);
-      T* const a = adv + span.offset[0];
-      const T* const g = grad + span.offset[1];
-      const T* const c = clean + span.offset[2];
-      if (span.count == 1 || (span.stride[0] == 1 && span.stride[1] == 1 && span.stride[2] == 1)) {
-        simd::call<StepTile<T, projection>>(level, a, g, c, span.count, numbers);
-        return;
-      }
-      T tiles[3][kTile];
-      for (int64_t done = 0; done < span.count; done += kTile) {
-        const int64_t count = std::min(kTile, span.count - done);
-        T* const target = a + done * span.stride[0];
-        const T* const at = gathered<T>(target, span.stride[0], count, tiles[0]);
-        const T* const gt = gathered(g + done * span.stride[1], span.stride[1], count, tiles[1]);
-        const T* const ct = gathered(c + done * span.stride[2], span.stride[2], count, tiles[2]);
-        simd::call<StepTile<T, projection>>(level, const_cast<T*>(at), gt, ct, count, numbers);
-        if (at == tiles[0]) scatter(at, count, target, span.stride[0]);
-      }
-    });
-  });
+  parallel_for(
+      execution, op.layout.rows * op.layout.row_elements, kGrain, [&](int64_t begin, int64_t end) {
+        for_each_span(op.layout, begin, end, [&](const Span<3>& span) {
+          const auto numbers = linf_numbers<T, projection>(op.step_size.at(span.row),
+                                                           op.eps.at(span.row), op.lo, op.hi);
+          T* const a = adv + span.offset[0];
+          const T* const g = grad + span.offset[1];
+          const T* const c = clean + span.offset[2];
+          if (span.count == 1 ||
+              (span.stride[0] == 1 && span.stride[1] == 1 && span.stride[2] == 1)) {
+            simd::call<StepTile<T, projection>>(level, a, g, c, span.count, numbers);
+            return;
+          }
+          T tiles[3][kTile];
+          for (int64_t done = 0; done < span.count; done += kTile) {
+            const int64_t count = std::min(kTile, span.count - done);
+            T* const target = a + done * span.stride[0];
+            const T* const at = gathered<T>(target, span.stride[0], count, tiles[0]);
+            const T* const gt =
+                gathered(g + done * span.stride[1], span.stride[1], count, tiles[1]);
+            const T* const ct =
+                gathered(c + done * span.stride[2], span.stride[2], count, tiles[2]);
+            simd::call<StepTile<T, projection>>(level, const_cast<T*>(at), gt, ct, count, numbers);
+            if (at == tiles[0]) scatter(at, count, target, span.stride[0]);
+          }
+        });
+      });
 }
 
 }  // namespace
@@ -158,16 +162,15 @@ void sign_sweep_cpu(const SignSweep& op, const Execution& execution) {
     const T* const grad = static_cast<const T*>(op.grad);
     T* const out = static_cast<T*>(op.out);
     const int64_t elements = op.layout.row_elements;
-    const bool past_cache =
-        elements * op.count * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+    const bool past_cache = elements * op.count * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
     const simd::Level level = simd::in_use();
     parallel_for(execution, elements, kGrain / 4, [&](int64_t begin, int64_t end) {
       for_each_span(op.layout, begin, end, [&](const Span<3>& span) {
         alignas(64) T tiles[3][kTile];
         for (int64_t done = 0; done < span.count; done += kTile) {
           const int64_t count = std::min(kTile, span.count - done);
-          const T* const xt = gathered(x + span.offset[0] + done * span.stride[0], span.stride[0],
-                                       count, tiles[0]);
+          const T* const xt =
+              gathered(x + span.offset[0] + done * span.stride[0], span.stride[0], count, tiles[0]);
           const T* const gt = gathered(grad + span.offset[1] + done * span.stride[1],
                                        span.stride[1], count, tiles[1]);
           const int64_t stride = span.stride[2];
@@ -197,29 +200,31 @@ void linf_start_cpu(const LinfStart& op, const Execution& execution) {
     const T* const clean = static_cast<const T*>(op.clean);
     T* const out = static_cast<T*>(op.out);
     const simd::Level level = simd::in_use();
-    parallel_for(execution, op.layout.rows * op.layout.row_elements, kGrain / 4, [&](int64_t begin, int64_t end) {
-      for_each_span(op.layout, begin, end, [&](const Span<2>& span) {
-        const double eps = op.eps.at(span.row);
-        const auto numbers = linf_numbers<T, Projection::exact>(eps, eps, op.lo, op.hi);
-        const int64_t id = op.sample_ids ? op.sample_ids[span.row] : span.row;
-        T tiles[2][kTile];
-        uint32_t words[kTile + 4];
-        for (int64_t done = 0; done < span.count; done += kTile) {
-          const int64_t count = std::min(kTile, span.count - done);
-          const int64_t first = span.first + done;
-          const int64_t lead = first % 4;
-          simd::call<RandomTile>(level, words, static_cast<uint32_t>(first / 4),
-                                 (lead + count + 3) / 4, op.seed, id, op.draw);
-          const T* const ct = gathered(clean + span.offset[0] + done * span.stride[0],
-                                       span.stride[0], count, tiles[0]);
-          T* const target = out + span.offset[1] + done * span.stride[1];
-          const bool direct = span.stride[1] == 1 || count == 1;
-          T* const computed = direct ? target : tiles[1];
-          simd::call<StartTile<T>>(level, ct, words + lead, computed, count, numbers);
-          if (!direct) scatter(computed, count, target, span.stride[1]);
-        }
-      });
-    });
+    parallel_for(execution, op.layout.rows * op.layout.row_elements, kGrain / 4,
+                 [&](int64_t begin, int64_t end) {
+                   for_each_span(op.layout, begin, end, [&](const Span<2>& span) {
+                     const double eps = op.eps.at(span.row);
+                     const auto numbers =
+                         linf_numbers<T, Projection::exact>(eps, eps, op.lo, op.hi);
+                     const int64_t id = op.sample_ids ? op.sample_ids[span.row] : span.row;
+                     T tiles[2][kTile];
+                     uint32_t words[kTile + 4];
+                     for (int64_t done = 0; done < span.count; done += kTile) {
+                       const int64_t count = std::min(kTile, span.count - done);
+                       const int64_t first = span.first + done;
+                       const int64_t lead = first % 4;
+                       simd::call<RandomTile>(level, words, static_cast<uint32_t>(first / 4),
+                                              (lead + count + 3) / 4, op.seed, id, op.draw);
+                       const T* const ct = gathered(clean + span.offset[0] + done * span.stride[0],
+                                                    span.stride[0], count, tiles[0]);
+                       T* const target = out + span.offset[1] + done * span.stride[1];
+                       const bool direct = span.stride[1] == 1 || count == 1;
+                       T* const computed = direct ? target : tiles[1];
+                       simd::call<StartTile<T>>(level, ct, words + lead, computed, count, numbers);
+                       if (!direct) scatter(computed, count, target, span.stride[1]);
+                     }
+                   });
+                 });
   });
 }
 

@@ -1,12 +1,12 @@
 // gradient_step on CUDA.
 //
 // DESIGN. Bound by memory, as on the CPU: linf_step_ moves 16 bytes per float32 element, sign_sweep
-// 8 + 4K, linf_start 8. Where every operand is dense in the same order, each thread works on packs of
-// 16 bytes and has kUnroll independent packs in flight before its first use of one; the grid is a few
-// waves and strides on, so that the tail of the last wave is short. A row (blockIdx.y) has its own eps
-// and step size; without per-row arguments the whole tensor is one row. Rows whose start is not on a
-// 16-byte boundary peel a head; operands whose misalignments differ, and strided operands, go element
-// by element through one index computation.
+// 8 + 4K, linf_start 8. Where every operand is dense in the same order, each thread works on packs
+// of 16 bytes and has kUnroll independent packs in flight before its first use of one; the grid is
+// a few waves and strides on, so that the tail of the last wave is short. A row (blockIdx.y) has
+// its own eps and step size; without per-row arguments the whole tensor is one row. Rows whose
+// start is not on a 16-byte boundary peel a head; operands whose misalignments differ, and strided
+// operands, go element by element through one index computation.
 
 #include "common/launch.cuh"
 #include "gradient_step/gradient_step.h"
@@ -116,11 +116,12 @@ __global__ void __launch_bounds__(kThreads) linf_step_strided(LinfStep op) {
         linf_numbers<T, projection>(op.step_size.at(row), op.eps.at(row), op.lo, op.hi);
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
          i < op.layout.row_elements; i += threads) {
-      T* const adv = static_cast<T*>(op.adv) + row * op.layout.row_stride[0] + op.layout.offset(0, i);
-      const T grad = static_cast<const T*>(
-          op.grad)[row * op.layout.row_stride[1] + op.layout.offset(1, i)];
-      const T clean = static_cast<const T*>(
-          op.clean)[row * op.layout.row_stride[2] + op.layout.offset(2, i)];
+      T* const adv =
+          static_cast<T*>(op.adv) + row * op.layout.row_stride[0] + op.layout.offset(0, i);
+      const T grad =
+          static_cast<const T*>(op.grad)[row * op.layout.row_stride[1] + op.layout.offset(1, i)];
+      const T clean =
+          static_cast<const T*>(op.clean)[row * op.layout.row_stride[2] + op.layout.offset(2, i)];
       *adv = linf_step_element<T, projection>(*adv, grad, clean, numbers);
     }
   }
@@ -132,16 +133,15 @@ struct SweepNumbers {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) sign_sweep_dense(
-    SignSweep op, SweepNumbers<typename Real<T>::Compute> numbers) {
+__global__ void __launch_bounds__(kThreads)
+    sign_sweep_dense(SignSweep op, SweepNumbers<typename Real<T>::Compute> numbers) {
   const T* const x = static_cast<const T*>(op.x);
   const T* const grad = static_cast<const T*>(op.grad);
   T* const out = static_cast<T*>(op.out);
   const int64_t count = op.layout.row_elements;
   // Every out[k] must start at the same misalignment for packs to be stored.
   const bool aligned = op.out_stride * sizeof(T) % 16 == 0;
-  const PackRange range =
-      aligned ? pack_range<T>(count, x, grad, out) : PackRange{count, 0, count};
+  const PackRange range = aligned ? pack_range<T>(count, x, grad, out) : PackRange{count, 0, count};
   walk_row<T>(
       count, range,
       [&](int64_t i) {
@@ -177,8 +177,8 @@ __global__ void __launch_bounds__(kThreads) sign_sweep_dense(
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) sign_sweep_strided(
-    SignSweep op, SweepNumbers<typename Real<T>::Compute> numbers) {
+__global__ void __launch_bounds__(kThreads)
+    sign_sweep_strided(SignSweep op, SweepNumbers<typename Real<T>::Compute> numbers) {
   const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
        i < op.layout.row_elements; i += threads) {
@@ -186,8 +186,7 @@ __global__ void __launch_bounds__(kThreads) sign_sweep_strided(
     const T grad = static_cast<const T*>(op.grad)[op.layout.offset(1, i)];
     T* const out = static_cast<T*>(op.out) + op.layout.offset(2, i);
     for (int64_t k = 0; k < op.count; ++k) {
-      out[k * op.out_stride] =
-          linf_step_element<T, Projection::exact>(x, grad, x, numbers.of[k]);
+      out[k * op.out_stride] = linf_step_element<T, Projection::exact>(x, grad, x, numbers.of[k]);
     }
   }
 }
@@ -233,7 +232,8 @@ void linf_step_typed(const LinfStep& op, const Execution& execution) {
   const int64_t work =
       dense ? op.layout.row_elements / (Pack<T>::kCount * kUnroll) + 1 : op.layout.row_elements;
   launch(dense ? linf_step_dense<T, projection> : linf_step_strided<T, projection>,
-         grid_for(op.layout.rows, work, execution.device_index), dim3(kThreads), execution.stream, op);
+         grid_for(op.layout.rows, work, execution.device_index), dim3(kThreads), execution.stream,
+         op);
 }
 
 }  // namespace
@@ -266,7 +266,8 @@ void sign_sweep_cuda(const SignSweep& op, const Execution& execution) {
         numbers.of[k] = sweep_numbers<T>(op, done + k);
       }
       launch(dense ? sign_sweep_dense<T> : sign_sweep_strided<T>,
-             grid_for(1, work, execution.device_index), dim3(kThreads), execution.stream, part, numbers);
+             grid_for(1, work, execution.device_index), dim3(kThreads), execution.stream, part,
+             numbers);
     }
   });
 }

@@ -1,5 +1,5 @@
-// gradient_step behind the torch dispatcher. One function per overload serves CPU and CUDA: the front
-// picks the kernels by the tensors' device, and says what to install where there are none.
+// gradient_step behind the torch dispatcher. One function per overload serves CPU and CUDA: the
+// front picks the kernels by the tensors' device, and says what to install where there are none.
 
 #include <torch/csrc/stable/library.h>
 
@@ -76,8 +76,12 @@ void register_all(torch::stable::detail::StableLibrary& m) {
   m.impl("linf_start.rows", TORCH_BOX(&torch_linf_start_rows));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(brittle, CPU, m) { register_all(m); }
-STABLE_TORCH_LIBRARY_IMPL(brittle, CUDA, m) { register_all(m); }
+STABLE_TORCH_LIBRARY_IMPL(brittle, CPU, m) {
+  register_all(m);
+}
+STABLE_TORCH_LIBRARY_IMPL(brittle, CUDA, m) {
+  register_all(m);
+}
 
 }  // namespace
 }  // namespace brittle

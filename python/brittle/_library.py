@@ -15,7 +15,7 @@ def load() -> None:
         ImportError: the shared object is missing or does not load; the message says how to build it.
     """
     try:
-        torch.ops.load_library(str(TORCH_LIBRARY))
+        torch.ops.load_library(str(TORCH_LIBRARY))  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ImportError(
             f"brittle's native library could not be loaded from {TORCH_LIBRARY} ({error}). "

@@ -14,12 +14,13 @@ Example:
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from brittle._native import numpy_door as _door
+_door: Any = import_module("brittle._native.numpy_door")
 
 Array = NDArray[Any]
 Bounds = tuple[float, float]
@@ -108,6 +109,20 @@ def linf_start(
     ids = None if sample_ids is None else np.ascontiguousarray(sample_ids)
     _door.linf_start(clean, eps, seed - 2**64 if seed >= 2**63 else seed, ids, draw, *bounds, out)
     return out
+
+
+def philox4x32(counter: Sequence[int], key: Sequence[int]) -> list[int]:
+    """Four random 32-bit words for four words of counter and two of key: Philox4x32-10.
+
+    References:
+        Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+
+    Example:
+        >>> [hex(word) for word in brittle.numpy.philox4x32([0, 0, 0, 0], [0, 0])][:2]
+        ['0x6627e8d5', '0xe169c58d']
+    """
+    words: list[int] = _door.philox4x32(list(counter), list(key))
+    return words
 
 
 def build_facts() -> dict[str, Any]:

@@ -1,9 +1,9 @@
-// Kernels that lean on everything the emulation offers, so that the emulation itself is tested: a block
-// sum by shuffles and shared memory, and a block that wrongly lets some threads miss a barrier.
-
-#include "self_test.h"
+// Kernels that lean on everything the emulation offers, so that the emulation itself is tested: a
+// block sum by shuffles and shared memory, and a block that wrongly lets some threads miss a
+// barrier.
 
 #include "common/launch.cuh"
+#include "self_test.h"
 
 namespace brittle {
 namespace {

@@ -49,9 +49,7 @@ def sign_sweep(
     keep_ball: bool = True,
 ) -> Tensor:
     """One step of each length from ``x``."""
-    return torch.stack(
-        [linf_step_(x.clone(), grad, x, e, e if keep_ball else math.inf, bounds) for e in eps]
-    )
+    return torch.stack([linf_step_(x.clone(), grad, x, e, e if keep_ball else math.inf, bounds) for e in eps])
 
 
 def linf_start(

@@ -41,4 +41,4 @@ def sample_words(seed: int, sample_ids: Tensor, draw: int, elements: int) -> Ten
         -1,
     )
     words = philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
-    return words.reshape(len(sample_ids), -1)[:, :elements]
+    return words.reshape(len(sample_ids), 4 * len(blocks))[:, :elements]

@@ -1,9 +1,10 @@
 // Stands in for csrc/common/launch.cuh so that the kernels' own source runs on the CPU.
 //
-// A block's threads are fibers on one operating-system thread, resumed in turn; a fiber runs until it
-// ends or reaches a barrier or a shuffle. Blocks run one after another. What is checked: indexing,
-// tails, launch shapes, barriers that every thread reaches (a missing one is reported), the data flow of
-// shuffles. What is not: races between barriers, memory coalescing, device arithmetic.
+// A block's threads are fibers on one operating-system thread, resumed in turn; a fiber runs until
+// it ends or reaches a barrier or a shuffle. Blocks run one after another. What is checked:
+// indexing, tails, launch shapes, barriers that every thread reaches (a missing one is reported),
+// the data flow of shuffles. What is not: races between barriers, memory coalescing, device
+// arithmetic.
 #pragma once
 
 #include <ucontext.h>
@@ -134,11 +135,15 @@ inline void run_block(Block& block) {
     }
     if (live == 0) return;
     if (waiting == live) {
-      if (live != count) throw std::runtime_error("emulated CUDA: a thread ended before a barrier that others wait at");
+      if (live != count)
+        throw std::runtime_error(
+            "emulated CUDA: a thread ended before a barrier that others wait at");
       for (Fiber& fiber : block.fibers) fiber.at_barrier = false;
       continue;
     }
-    if (!any_ran) throw std::runtime_error("emulated CUDA: deadlock: threads wait at different barriers or shuffles");
+    if (!any_ran)
+      throw std::runtime_error(
+          "emulated CUDA: deadlock: threads wait at different barriers or shuffles");
   }
 }
 
@@ -149,7 +154,9 @@ inline void run_block(Block& block) {
 #define blockDim brittle::emulation::block_dim
 #define gridDim brittle::emulation::grid_dim
 
-inline void __syncthreads() { brittle::emulation::barrier(); }
+inline void __syncthreads() {
+  brittle::emulation::barrier();
+}
 
 inline unsigned emulated_lane() {
   return static_cast<unsigned>(brittle::emulation::current->running) % brittle::emulation::kWarp;
