@@ -1,0 +1,27 @@
+"""Reports: one self-contained HTML page each, that opens offline and loads nothing."""
+
+from brittle.report.page import (
+    Answer,
+    Example,
+    ExampleGroup,
+    KeyFigure,
+    curve_figure,
+    grey_image,
+    percent,
+    perturbation_image,
+    render,
+    robustness_page,
+)
+
+__all__ = [
+    "Answer",
+    "Example",
+    "ExampleGroup",
+    "KeyFigure",
+    "curve_figure",
+    "grey_image",
+    "percent",
+    "perturbation_image",
+    "render",
+    "robustness_page",
+]
