@@ -36,6 +36,19 @@ def test_fgsm_is_one_attack_for_each_epsilon(trained: tuple[torch.nn.Module, Ten
     assert (curve.forwards, curve.backwards) == (150 * (1 + len(EPSILONS)), 150)
 
 
+def test_a_sample_that_is_wrong_stays_wrong() -> None:
+    """Far enough along the gradient this model is right again; that is no merit of the model's."""
+
+    def model(x: Tensor) -> Tensor:
+        wave = torch.sin(20 * x)
+        return torch.cat([wave, -wave], 1)
+
+    x, y = torch.full((1, 1), 0.05), torch.tensor([1])
+    assert model(x).argmax() == 0
+    assert model(brittle.fgsm(model, x, y, 0.15)).argmax() == 1
+    assert accuracy_vs_epsilon(model, (x, y), [0.0, 0.15]).accuracy == [0.0, 0.0]
+
+
 def test_pgd_curve_never_rises_and_is_no_higher_than_attacks_apart(
     trained: tuple[torch.nn.Module, Tensor, Tensor],
 ) -> None:

@@ -50,9 +50,11 @@ def _check_epsilons(values: list[float] | None) -> list[float] | None:
 @app.command()
 def demo(
     out: Annotated[
-        Path, typer.Option(help="Folder for report.html; made if absent.", file_okay=False)
+        Path, typer.Option(help="Folder for report.html; made if absent.", file_okay=False, writable=True)
     ] = Path("brittle-demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of the network's training and of PGD's starts.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**64 - 1, help="Of the network's training and of PGD's starts.")
+    ] = 0,
     eps: Annotated[
         list[float] | None,
         typer.Option(
@@ -62,15 +64,15 @@ def demo(
     ] = None,
 ) -> None:
     """Train a network on handwritten digits, break it with FGSM and PGD, and write a report."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise typer.BadParameter(f"cannot write to {out}: {error.strerror}", param_hint="--out") from None
-
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     from brittle import demo as demonstration
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"cannot write to {out}: {error.strerror}", param_hint="--out") from None
 
     columns = TextColumn("{task.description:14}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bars:
@@ -89,15 +91,18 @@ def _print_result(result: Result) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from brittle.report import percent
+
     console = Console(highlight=False)
-    console.print(f"clean accuracy {result.clean_accuracy:.1%} on {result.fgsm.samples} test digits")
-    table = Table("epsilon", "FGSM", "PGD", title="accuracy under attack")
-    for column in table.columns:
-        column.justify = "right"
-    for eps, fgsm, pgd in zip(result.fgsm.epsilons, result.fgsm.accuracy, result.pgd.accuracy, strict=True):
-        table.add_row(f"{eps:g}", f"{fgsm:.1%}", f"{pgd:.1%}")
+    console.print(f"clean accuracy: {percent(result.clean_accuracy)} of {result.fgsm.samples} test digits")
+    table = Table(title="accuracy under attack")
+    for title in ("epsilon", "FGSM", "PGD"):
+        table.add_column(title, justify="right")
+    rows = zip(result.fgsm.epsilons, result.fgsm.accuracy, result.pgd.accuracy, strict=True)
+    for eps, by_fgsm, by_pgd in rows:
+        table.add_row(f"{eps:g}", percent(by_fgsm), percent(by_pgd))
     console.print(table)
-    # Not through Rich, which would wrap a long path and read brackets in it as markup.
+    # Not through Rich, which would wrap a long path and read its brackets as markup.
     typer.echo(f"report: {result.report}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ EPSILONS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 CONFIDENTLY_RIGHT, CONFIDENTLY_WRONG = 0.95, 0.90
 
 _TEST_SIZE = 500
-_EPOCHS = 30
-_BATCH = 125
+_EPOCHS = 40
+_TRAINING_BATCH = 64
+_ATTACK_BATCH = 125
 _EXAMPLES = 4
 
 Progress = Callable[[str, int, int], None]
-Attack = Callable[[Tensor, Tensor, float, Tensor], Tensor]
 
 
 class Digits(NamedTuple):
@@ -51,11 +51,15 @@ class Digits(NamedTuple):
 class Result:
     """The figures of one demonstration, and where its report is."""
 
-    clean_accuracy: float
     fgsm: Curve
     pgd: Curve
     examples: tuple[report.ExampleGroup, ...]
     report: Path
+
+    @property
+    def clean_accuracy(self) -> float:
+        """The share of test digits that the network reads correctly when nobody interferes."""
+        return self.fgsm.accuracy[0]
 
 
 def run(
@@ -77,23 +81,12 @@ def run(
     epsilons = sorted({0.0, *epsilons})
     with _one_thread():
         train, test = digits()
-        model = trained_network(train, seed, lambda done: tick("training", done, _EPOCHS))
-        curves = [
-            accuracy_vs_epsilon(
-                model,
-                list(zip(*(part.split(_BATCH) for part in test), strict=True)),
-                epsilons,
-                attack,
-                seed=seed,
-                progress=lambda done, _, name=attack.upper(): tick(name, done, len(test.x)),  # type: ignore[misc]
-            )
-            for attack in ("fgsm", "pgd")
-        ]
-        groups = examples(model, test, epsilons, seed)
-    page = _page(train, test, curves, groups, seed)
+        model = trained_network(train, seed, tick)
+        curves = [_curve(model, test, epsilons, attack, seed, tick) for attack in ("fgsm", "pgd")]
+        groups = examples(model, test, epsilons, seed, tick)
     path = out / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return Result(curves[0].accuracy[0], curves[0], curves[1], groups, path)
+    path.write_text(_page(train, test, curves, groups, seed), encoding="utf-8")
+    return Result(curves[0], curves[1], groups, path)
 
 
 def digits() -> tuple[Digits, Digits]:
@@ -109,7 +102,7 @@ def digits() -> tuple[Digits, Digits]:
     return train, test
 
 
-def trained_network(train: Digits, seed: int, progress: Callable[[int], None]) -> nn.Module:
+def trained_network(train: Digits, seed: int, progress: Progress) -> nn.Module:
     """A small convolutional network, trained without any thought of robustness."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -124,60 +117,79 @@ def trained_network(train: Digits, seed: int, progress: Callable[[int], None]) -
             nn.ReLU(),
             nn.Linear(64, 10),
         )
-        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        optimizer = torch.optim.Adam(model.parameters())
+        steps = math.ceil(len(train.x) / _TRAINING_BATCH)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, epochs=_EPOCHS, steps_per_epoch=steps)
         for epoch in range(_EPOCHS):
-            for rows in torch.randperm(len(train.x)).split(64):
+            for rows in torch.split(torch.randperm(len(train.x)), _TRAINING_BATCH):
                 optimizer.zero_grad()
-                F.cross_entropy(model(train.x[rows]), train.y[rows]).backward()
+                F.cross_entropy(model(train.x[rows]), train.y[rows]).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-            progress(epoch + 1)
+                schedule.step()
+            progress("training", epoch + 1, _EPOCHS)
     return model.eval()
 
 
 def examples(
-    model: nn.Module, test: Digits, epsilons: Sequence[float], seed: int
+    model: nn.Module, test: Digits, epsilons: Sequence[float], seed: int, progress: Progress
 ) -> tuple[report.ExampleGroup, ...]:
     """For FGSM and for PGD, the confidently right digits that became the most confidently wrong."""
     confidence, predicted = _answers(model, test.x)
-    rows = ((predicted == test.y) & (confidence >= CONFIDENTLY_RIGHT)).nonzero().squeeze(1)
-    sure = test.take(rows)
+    sure = test.take(((predicted == test.y) & (confidence >= CONFIDENTLY_RIGHT)).nonzero().squeeze(1))
 
-    def by_fgsm(x: Tensor, y: Tensor, eps: float, ids: Tensor) -> Tensor:
-        return fgsm(model, x, y, eps)
+    def by_fgsm(eps: float) -> Tensor:
+        return fgsm(model, sure.x, sure.y, eps)
 
-    def by_pgd(x: Tensor, y: Tensor, eps: float, ids: Tensor) -> Tensor:
-        return pgd(model, x, y, eps, seed=seed, sample_ids=ids, early_stop=False)
+    def by_pgd(eps: float) -> Tensor:
+        return pgd(model, sure.x, sure.y, eps, seed=seed, sample_ids=sure.ids, early_stop=False)
 
-    return tuple(
-        _group(name, attack, model, sure, epsilons)
-        for name, attack in {"FGSM": by_fgsm, "PGD": by_pgd}.items()
-    )
+    attacks = {"FGSM": by_fgsm, "PGD": by_pgd}
+    groups = []
+    for name, attack in attacks.items():
+        groups.append(_group(name, attack, model, sure, epsilons))
+        progress("examples", len(groups), len(attacks))
+    return tuple(groups)
+
+
+def _curve(
+    model: nn.Module, test: Digits, epsilons: Sequence[float], attack: str, seed: int, progress: Progress
+) -> Curve:
+    def tick(done: int, _: int | None) -> None:
+        progress(attack.upper(), done, len(test.x))
+
+    batches = list(zip(*(torch.split(part, _ATTACK_BATCH) for part in test), strict=True))
+    return accuracy_vs_epsilon(model, batches, epsilons, attack, seed=seed, progress=tick)
 
 
 def _group(
-    name: str, attack: Attack, model: nn.Module, sure: Digits, epsilons: Sequence[float]
+    name: str, attack: Callable[[float], Tensor], model: nn.Module, sure: Digits, epsilons: Sequence[float]
 ) -> report.ExampleGroup:
     for eps in (eps for eps in epsilons if eps > 0):
-        adversarial = attack(sure.x, sure.y, eps, sure.ids)
+        adversarial = attack(eps)
         confidence, predicted = _answers(model, adversarial)
         in_wrong = confidence.where(predicted != sure.y, 0)
-        if (in_wrong >= CONFIDENTLY_WRONG).any():
-            highest = in_wrong.argsort(descending=True, stable=True)[:_EXAMPLES]
-            chosen = highest[in_wrong[highest] > 0]
-            clean_confidence, clean_predicted = _answers(model, sure.x)
-            shown = tuple(
-                report.Example(
-                    name=f"digit {sure.ids[row]}",
-                    label=str(int(sure.y[row])),
-                    clean=sure.x[row, 0].numpy(),
-                    adversarial=adversarial[row, 0].numpy(),
-                    before=report.Answer(str(int(clean_predicted[row])), clean_confidence[row].item()),
-                    after=report.Answer(str(int(predicted[row])), confidence[row].item()),
-                )
-                for row in chosen.tolist()
+        if not (in_wrong >= CONFIDENTLY_WRONG).any():
+            continue
+        before, after = _answers(model, sure.x), (confidence, predicted)
+        highest = in_wrong.argsort(descending=True, stable=True)[:_EXAMPLES]
+        shown = tuple(
+            report.Example(
+                name=f"digit {sure.ids[row]}",
+                label=str(sure.y[row].item()),
+                clean=sure.x[row, 0].numpy(),
+                adversarial=adversarial[row, 0].numpy(),
+                before=_answer(before, row),
+                after=_answer(after, row),
             )
-            return report.ExampleGroup(name, eps, shown)
+            for row in highest[in_wrong[highest] > 0].tolist()
+        )
+        return report.ExampleGroup(name, eps, shown)
     return report.ExampleGroup(name, max(epsilons), ())
+
+
+def _answer(answers: tuple[Tensor, Tensor], row: int) -> report.Answer:
+    confidence, predicted = answers
+    return report.Answer(str(predicted[row].item()), confidence[row].item())
 
 
 def _answers(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,67 +211,70 @@ def _one_thread() -> Iterator[None]:
 
 
 def _page(
-    train: Digits, test: Digits, curves: list[Curve], groups: Sequence[report.ExampleGroup], seed: int
+    train: Digits,
+    test: Digits,
+    curves: Sequence[Curve],
+    groups: Sequence[report.ExampleGroup],
+    seed: int,
 ) -> str:
-    by_fgsm, by_pgd = curves
-    epsilons, clean = by_pgd.epsilons, by_pgd.accuracy[0]
-    halved = next((k for k, accuracy in enumerate(by_pgd.accuracy) if accuracy <= 0.5), len(epsilons) - 1)
-    figures = [
-        report.KeyFigure(report.percent(clean), "clean accuracy", f"on {len(test.x)} digits never trained on"),
-        *(
-            report.KeyFigure(
-                report.percent(curve.accuracy[halved]),
-                f"accuracy under {curve.attack.upper()}",
-                f"every pixel within {epsilons[halved]:g} of the original",
-            )
-            for curve in curves
-        ),
-    ]
-    surest = max(
-        ((example.after.confidence, group, example) for group in groups for example in group.examples),
-        key=lambda entry: entry[0],
-        default=None,
-    )
-    if surest:
-        confidence, group, example = surest
-        figures.append(
-            report.KeyFigure(
-                report.percent(confidence),
-                "confidence in a wrong answer",
-                f"a {example.label} read as a {example.after.label}, {group.attack} at epsilon {group.eps:g}",
-            )
-        )
     summary = (
-        f"A small convolutional network learned to read handwritten digits of 8 × 8 pixels with values in [0, 1], "
-        f"from {len(train.x)} of them. Then each pixel of {len(test.x)} others may move by at most epsilon, in whichever "
-        "direction raises the network's loss. FGSM takes one step of that length along the sign of the gradient; "
-        "PGD takes 40 smaller ones from a random start. People still read the same digit; the network does not."
+        f"A small convolutional network learned to read handwritten digits from {len(train.x)} images of "
+        "8 by 8 pixels with values in [0, 1]. Then every pixel of "
+        f"{len(test.x)} other digits may change by at most epsilon, in the direction that raises the "
+        "network's loss. FGSM takes one step of that length along the sign of the gradient; PGD takes 40 "
+        "smaller ones from a random start. To a reader it is still the same digit. To the network it is not."
     )
-    command = f"python -m brittle demo --seed {seed}"
-    if epsilons != EPSILONS:
-        command += "".join(f" --eps {eps!r}" for eps in epsilons if eps > 0)
-    facts = environment.facts()
-    provenance = {
-        "Command": command,
-        "Seed": f"{seed}, random stream {facts['random_stream']}",
-        "brittle": facts["brittle"],
-        "torch": facts["torch"],
-        "NumPy": facts["numpy"],
-        "scikit-learn": sklearn_version,
-        "Python": platform.python_version(),
-        "Processor": f"{facts['cpu']}, one thread",
-        "Data": f"scikit-learn's handwritten digits, {len(train.x)} for training and {len(test.x)} for testing",
-    }
+    rule = (
+        f"Chosen by rule: of the digits read correctly with a confidence of at least {CONFIDENTLY_RIGHT:.0%},"
+        f" the {_EXAMPLES} that end with the highest confidence in a wrong class, at the smallest epsilon of"
+        f" the sweep at which one of them reaches {CONFIDENTLY_WRONG:.0%}."
+    ).replace("%", " %")
     return report.robustness_page(
         title="Handwritten digits under attack",
         summary=summary,
-        key_figures=figures,
+        key_figures=_key_figures(curves, groups),
         curves=curves,
         groups=groups,
-        rule=(
-            f"Chosen by rule: of the digits read correctly with at least {CONFIDENTLY_RIGHT:.0%} confidence, "
-            f"the {_EXAMPLES} that ended with the highest confidence in a wrong class, at the smallest epsilon "
-            f"of the sweep at which one of them reaches {CONFIDENTLY_WRONG:.0%}."
-        ),
-        provenance=provenance,
+        rule=rule,
+        provenance=_provenance(train, test, curves[0].epsilons, seed),
     )
+
+
+def _key_figures(curves: Sequence[Curve], groups: Sequence[report.ExampleGroup]) -> list[report.KeyFigure]:
+    """Clean accuracy, accuracy where the last curve falls to a half, and the most confident error."""
+    clean = f"on {curves[0].samples} unseen digits"
+    figures = [report.KeyFigure(report.percent(curves[0].accuracy[0]), "clean accuracy", clean)]
+    halved = [k for k, accuracy in enumerate(curves[-1].accuracy) if accuracy <= 0.5] or [-1]
+    for curve in curves:
+        note = f"every pixel within {curve.epsilons[halved[0]]:g} of the original"
+        accuracy = report.percent(curve.accuracy[halved[0]])
+        figures.append(report.KeyFigure(accuracy, f"accuracy under {curve.attack.upper()}", note))
+    shown = [(group, example) for group in groups for example in group.examples]
+    if shown:
+        group, example = max(shown, key=lambda pair: pair[1].after.confidence)
+        note = f"a {example.label} read as a {example.after.label}: {group.attack}, epsilon {group.eps:g}"
+        figures.append(report.KeyFigure(report.percent(example.after.confidence), "confidently wrong", note))
+    return figures
+
+
+def _provenance(train: Digits, test: Digits, epsilons: tuple[float, ...], seed: int) -> dict[str, str]:
+    facts = environment.facts()
+    command = f"python -m brittle demo --seed {seed}"
+    if epsilons != EPSILONS:
+        command += "".join(f" --eps {eps!r}" for eps in epsilons if eps > 0)
+    return {
+        "Command": command,
+        "Seed": f"{seed}, random stream {facts['random_stream']}",
+        "Data": f"scikit-learn's digits: {len(train.x)} to train, {len(test.x)} to test; the split is fixed",
+        "Versions": ", ".join(
+            f"{name} {version}"
+            for name, version in {
+                "brittle": facts["brittle"],
+                "torch": facts["torch"],
+                "NumPy": facts["numpy"],
+                "scikit-learn": sklearn_version,
+                "Python": facts["python"],
+            }.items()
+        ),
+        "Processor": f"{facts['cpu']}, {facts['platform']}, one thread",
+    }

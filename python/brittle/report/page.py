@@ -9,10 +9,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from cycler import cycler
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib import image
+from matplotlib import image, style
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -21,6 +22,25 @@ from brittle.evaluation import Curve
 Pixels = NDArray[np.floating[Any]]
 
 _COLOURS = ("#2563a8", "#c2410c", "#0f766e", "#7c3aed")
+# An odd number of colours, so that exactly zero is exactly white.
+_DIVERGING = LinearSegmentedColormap.from_list("perturbation", (_COLOURS[0], "#ffffff", _COLOURS[1]), N=257)
+_PLOT_STYLE: Any = {
+    "axes.edgecolor": "#9aa5b1",
+    "axes.grid": True,
+    "axes.labelcolor": "#3e4c59",
+    "axes.prop_cycle": cycler(color=_COLOURS),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.size": 11,
+    "grid.color": "#e4e7eb",
+    "lines.linewidth": 2.2,
+    "lines.markersize": 5.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "brittle",
+    "text.parse_math": False,
+    "xtick.color": "#616e7c",
+    "ytick.color": "#616e7c",
+}
 _FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"
 
 
@@ -133,30 +153,20 @@ def percent(share: float) -> str:
 
 def curve_figure(curves: Sequence[Curve]) -> str:
     """Accuracy over epsilon, a line for each curve, as the data URI of an SVG image."""
-    style: dict[str, Any] = {
-        "axes.edgecolor": "#9aa5b1",
-        "axes.grid": True,
-        "axes.labelcolor": "#3e4c59",
-        "axes.prop_cycle": matplotlib.cycler(color=_COLOURS),
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "font.size": 11,
-        "grid.color": "#e4e7eb",
-        "lines.linewidth": 2.2,
-        "lines.markersize": 5.5,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "brittle",
-        "xtick.color": "#616e7c",
-        "ytick.color": "#616e7c",
-    }
-    with matplotlib.rc_context(style):
+    # From matplotlib's defaults: a reader's own settings would change the figure.
+    with style.context(["default", _PLOT_STYLE]):
         figure = Figure(figsize=(6.4, 4.2), layout="constrained")
         axes = figure.subplots()
         for curve in curves:
             curve.plot(axes)
         axes.legend(frameon=False)
         buffer = BytesIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
+        )
     return _data_uri("image/svg+xml", buffer.getvalue().replace(b"'DejaVu Sans'", _FONT.encode()))
 
 
@@ -166,11 +176,11 @@ def grey_image(pixels: Pixels) -> str:
 
 
 def perturbation_image(delta: Pixels, scale: float) -> str:
-    """Differences ``[H, W]`` as the data URI of a PNG: blue at ``-scale``, white at 0, red at ``scale``."""
-    return _png(delta, "RdBu_r", -scale, scale)
+    """Differences ``[H, W]`` as the data URI of a PNG, from ``-scale`` blue over 0 white to ``scale`` orange."""
+    return _png(delta, _DIVERGING, -scale, scale)
 
 
-def _png(pixels: Pixels, colours: str, smallest: float, largest: float) -> str:
+def _png(pixels: Pixels, colours: str | Colormap, smallest: float, largest: float) -> str:
     buffer = BytesIO()
     image.imsave(buffer, pixels, cmap=colours, vmin=smallest, vmax=largest, format="png")
     return _data_uri("image/png", buffer.getvalue())
