@@ -172,7 +172,7 @@ class TestPromises:
 
     def test_a_success_of_lower_loss_is_still_the_one_returned(self) -> None:
         def model(x: Tensor) -> Tensor:
-            # Up to 0.55 class 0 leads nine others by a hair (loss 2.3); beyond, class 1 leads it alone (0.69).
+            # Up to 0.55 class 0 leads nine others by a hair (loss 2.3); beyond, class 1 alone (0.69).
             mean = x.flatten(1).mean(1, keepdim=True)
             crowd = torch.cat([mean * 0, (mean - 0.56).expand(-1, 9)], 1)
             alone = torch.cat([mean * 0, mean - 0.5, (mean * 0 - 9).expand(-1, 8)], 1)

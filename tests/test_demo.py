@@ -16,7 +16,7 @@ from brittle.evaluation import Curve
 from jinja2 import UndefinedError
 from matplotlib import image
 
-Figures = list[tuple[str, int, int]]
+Stages = list[tuple[str, int, int]]
 
 
 class Page(HTMLParser):
@@ -52,13 +52,20 @@ def pixels(uri: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def stages() -> Figures:
+def stages() -> Stages:
     return []
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory, stages: Figures) -> demo.Result:
+def result(tmp_path_factory: pytest.TempPathFactory, stages: Stages) -> demo.Result:
     return demo.run(tmp_path_factory.mktemp("demo"), progress=lambda *stage: stages.append(stage))
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    """The network of the demonstration, trained once more."""
+    with demo._one_thread():
+        return demo.trained_network(demo.digits()[0], 0, lambda *stage: None)
 
 
 @pytest.fixture(scope="module")
@@ -87,19 +94,14 @@ def test_pgd_is_the_stronger_attack(result: demo.Result) -> None:
     assert gaps[1:].mean() > 0.02
 
 
-def test_progress_is_complete(result: demo.Result, stages: Figures) -> None:
+def test_progress_is_complete(result: demo.Result, stages: Stages) -> None:
     last = {name: (done, total) for name, done, total in stages}
     assert list(last) == ["training", "FGSM", "PGD", "examples"]
     assert last["FGSM"] == last["PGD"] == (500, 500)
     assert all(done == total for done, total in last.values())
 
 
-def test_examples_are_what_they_claim(result: demo.Result) -> None:
-    before = torch.get_num_threads()
-    with demo._one_thread():
-        train, _ = demo.digits()
-        model = demo.trained_network(train, 0, lambda *stage: None)
-    assert torch.get_num_threads() == before
+def test_examples_are_what_they_claim(result: demo.Result, network: torch.nn.Module) -> None:
     assert [group.attack for group in result.examples] == ["FGSM", "PGD"]
     for group in result.examples:
         assert len(group.examples) == 4
@@ -113,18 +115,17 @@ def test_examples_are_what_they_claim(result: demo.Result) -> None:
             assert 0 < abs(example.adversarial - example.clean).max() <= np.float32(group.eps)
             assert 0 <= example.adversarial.min() <= example.adversarial.max() <= 1
             pair = np.stack([example.clean, example.adversarial])[:, np.newaxis]
-            softmax = model(torch.from_numpy(pair)).softmax(1)
+            softmax = network(torch.from_numpy(pair)).softmax(1)
             for probability, answer in zip(softmax, (example.before, example.after), strict=True):
                 assert probability[int(answer.label)].item() == pytest.approx(answer.confidence, abs=1e-4)
 
 
-def test_no_smaller_epsilon_has_an_example(result: demo.Result) -> None:
-    smaller = [eps for eps in demo.EPSILONS if eps < result.examples[1].eps]
+def test_no_smaller_epsilon_has_an_example(result: demo.Result, network: torch.nn.Module) -> None:
+    smallest = min(group.eps for group in result.examples)
+    smaller = [eps for eps in demo.EPSILONS if eps < smallest]
     with demo._one_thread():
-        train, test = demo.digits()
-        model = demo.trained_network(train, 0, lambda *stage: None)
-        groups = demo.examples(model, test, smaller, 0, lambda *stage: None)
-    assert groups[1].examples == ()
+        groups = demo.examples(network, demo.digits()[1], smaller, 0, lambda *stage: None)
+    assert [group.examples for group in groups] == [(), ()]
 
 
 def test_page_shows_the_numbers(result: demo.Result, page: Page) -> None:
@@ -180,8 +181,10 @@ def test_same_seed_same_page_and_nothing_left_behind(result: demo.Result, tmp_pa
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
+    threads = torch.get_num_threads()
     again = demo.run(tmp_path)
     assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
     assert torch.equal(again.fgsm.correct, result.fgsm.correct)
     assert torch.equal(again.pgd.correct, result.pgd.correct)
     assert again.report.read_bytes() == result.report.read_bytes()

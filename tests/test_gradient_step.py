@@ -203,6 +203,30 @@ class TestDoors:
                 emulated_cuda.linf_step_(adv.numpy(), grad.numpy(), clean.numpy(), step, eps, 0.0, 1.0, True)
                 assert_same_bits(adv, expected)
 
+    @given(
+        gaps=st.tuples(*[st.sampled_from([0, 1, 4, 64])] * 3),
+        rows=st.integers(1, 5),
+        count=st.sampled_from([1, 4, 7, 64, 1030]),
+    )
+    def test_dense_rows_at_different_distances(
+        self, gaps: tuple[int, int, int], rows: int, count: int
+    ) -> None:
+        """Each operand's rows are dense, with gaps of its own between them."""
+        values = images((rows, count), torch.float32, (0, 1), 0), gradients((rows, count), torch.float32, 0)
+        operands = []
+        for value, gap in zip((values[0], values[1], values[0].flip(1)), gaps, strict=True):
+            operands.append(torch.full((rows, count + gap), math.nan)[:, :count].copy_(value))
+        adv, grad, clean = operands
+        eps = torch.linspace(0, 0.3, rows, dtype=torch.float64)
+        expected = reference.linf_step_(adv.clone(), grad, clean, 0.1, eps)
+        emulated = layouts_like(adv)
+        steps = np.full(rows, 0.1)
+        emulated_cuda.linf_step_(
+            array(emulated), array(grad), array(clean), steps, eps.numpy(), 0.0, 1.0, True
+        )
+        assert_same_bits(emulated, expected)
+        assert_same_bits(ops.linf_step_(adv, grad, clean, 0.1, eps), expected)
+
     def test_more_epsilons_than_one_launch_takes(self) -> None:
         x, grad = images((2, 37), torch.float32, (0, 1), 0), gradients((2, 37), torch.float32, 0)
         eps = np.linspace(0, 0.5, 150).tolist()

@@ -53,7 +53,7 @@ def demo(
         Path, typer.Option(help="Folder for report.html; made if absent.", file_okay=False, writable=True)
     ] = Path("brittle-demo"),
     seed: Annotated[
-        int, typer.Option(min=0, max=2**64 - 1, help="Of the network's training and of PGD's starts.")
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the network's training and of PGD's starts.")
     ] = 0,
     eps: Annotated[
         list[float] | None,
@@ -72,7 +72,7 @@ def demo(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise typer.BadParameter(f"cannot write to {out}: {error.strerror}", param_hint="--out") from None
+        raise typer.BadParameter(f"cannot write to {out}: {error.strerror}", param_hint="'--out'") from None
 
     columns = TextColumn("{task.description:14}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bars:

@@ -252,7 +252,7 @@ def _key_figures(curves: Sequence[Curve], groups: Sequence[report.ExampleGroup])
     shown = [(group, example) for group in groups for example in group.examples]
     if shown:
         group, example = max(shown, key=lambda pair: pair[1].after.confidence)
-        note = f"a {example.label} read as a {example.after.label}: {group.attack}, epsilon {group.eps:g}"
+        note = f"{example.label} read as {example.after.label}: {group.attack}, epsilon {group.eps:g}"
         figures.append(report.KeyFigure(report.percent(example.after.confidence), "confidently wrong", note))
     return figures
 

@@ -65,6 +65,7 @@ def sign_sweep(
     Args and errors: as :func:`brittle.ops.sign_sweep`; ``ValueError`` throughout.
 
     Example:
+        >>> import numpy as np, brittle.numpy
         >>> x, grad = np.float32([[0.25, 0.5]]), np.float32([[1.0, -1.0]])
         >>> brittle.numpy.sign_sweep(x, grad, [0.0, 0.25])
         array([[[0.25, 0.5 ]],
@@ -95,6 +96,7 @@ def linf_start(
     Args and errors: as :func:`brittle.ops.linf_start`; ``ValueError`` throughout.
 
     Example:
+        >>> import numpy as np, brittle.numpy
         >>> x = np.full((2, 3), 0.5, np.float32)
         >>> start = brittle.numpy.linf_start(x, eps=0.1, seed=7)
         >>> bool(abs(start - x).max() <= 0.1)
@@ -118,6 +120,7 @@ def philox4x32(counter: Sequence[int], key: Sequence[int]) -> list[int]:
         Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
     Example:
+        >>> import brittle.numpy
         >>> [hex(word) for word in brittle.numpy.philox4x32([0, 0, 0, 0], [0, 0])][:2]
         ['0x6627e8d5', '0xe169c58d']
     """
@@ -129,6 +132,7 @@ def build_facts() -> dict[str, Any]:
     """Compiler, CUDA, SIMD level and threads of this build: what a bug report needs.
 
     Example:
+        >>> import brittle.numpy
         >>> sorted(brittle.numpy.build_facts())[:3]
         ['compiler', 'cuda', 'cuda_architectures']
     """

@@ -176,7 +176,7 @@ def grey_image(pixels: Pixels) -> str:
 
 
 def perturbation_image(delta: Pixels, scale: float) -> str:
-    """Differences ``[H, W]`` as the data URI of a PNG, from ``-scale`` blue over 0 white to ``scale`` orange."""
+    """Differences ``[H, W]`` as the data URI of a PNG: ``-scale`` is blue, 0 white and ``scale`` orange."""
     return _png(delta, _DIVERGING, -scale, scale)
 
 
