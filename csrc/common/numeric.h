@@ -37,8 +37,8 @@ BRITTLE_HD To bit_cast(From value) {
 // What the kernels need to know of an element type:
 //   Compute            the type its arithmetic is done in
 //   Bits               a signed integer as wide as the stored value
-//   Unsigned, kLargest for the types of arithmetic: the same without sign, and the largest finite
-//                      number's bits
+//   Unsigned           the same without sign
+//   kLargest           the bits of the largest finite number
 //   widen, narrow      storage -> Compute, exact; Compute -> storage, to nearest even
 template <class T>
 struct Real;
@@ -67,6 +67,8 @@ template <>
 struct Real<bfloat16> {
   using Compute = float;
   using Bits = int16_t;
+  using Unsigned = uint16_t;
+  static constexpr uint16_t kLargest = 0x7f7f;
   BRITTLE_HD static float widen(bfloat16 value) {
     return bit_cast<float>(static_cast<uint32_t>(value.raw) << 16);
   }
@@ -82,18 +84,20 @@ template <>
 struct Real<float16> {
   using Compute = float;
   using Bits = int16_t;
+  using Unsigned = uint16_t;
+  static constexpr uint16_t kLargest = 0x7bff;
   BRITTLE_HD static float widen(float16 value) {
 #if defined(__CUDA_ARCH__)
     return __half2float(__ushort_as_half(value.raw));
 #else
     const uint32_t sign = static_cast<uint32_t>(value.raw & 0x8000u) << 16;
-    const uint32_t exponent = (value.raw >> 10) & 0x1fu;
-    const uint32_t fraction = value.raw & 0x3ffu;
-    const uint32_t normal = ((exponent + 112u) << 23) | (fraction << 13);
-    const uint32_t special = 0x7f800000u | (fraction << 13);
+    const uint32_t shifted = static_cast<uint32_t>(value.raw & 0x7fffu) << 13;
+    const uint32_t normal = shifted + (112u << 23);
+    // A subnormal's fraction, put behind a leading one and freed of it again by a subtraction.
     const uint32_t subnormal =
-        bit_cast<uint32_t>(static_cast<float>(static_cast<int32_t>(fraction)) * 0x1p-24f);
-    const uint32_t magnitude = exponent == 0 ? subnormal : (exponent == 31 ? special : normal);
+        bit_cast<uint32_t>(bit_cast<float>(shifted + (113u << 23)) - 0x1p-14f);
+    uint32_t magnitude = shifted < (1u << 23) ? subnormal : normal;
+    magnitude = shifted >= (31u << 23) ? shifted + (224u << 23) : magnitude;  // infinity, NaN
     return bit_cast<float>(sign | magnitude);
 #endif
   }

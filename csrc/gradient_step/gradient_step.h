@@ -63,17 +63,20 @@ BRITTLE_HD Compute clamp(Compute value, Compute lo, Compute hi) {
   return hi < value ? hi : value;
 }
 
-// step * sign(grad); 0 where the gradient is zero, NaN or infinite. On the bits, a number is finite
-// and not zero if its magnitude, less one, is below that of the largest: one comparison for all
-// three.
-template <class Compute>
-BRITTLE_HD Compute sign_step(Compute grad, Compute step) {
-  using Unsigned = typename Real<Compute>::Unsigned;
-  constexpr Unsigned kSign = Unsigned(1) << (8 * sizeof(Compute) - 1);
+// step * sign(grad); 0 where the gradient is zero, NaN or infinite. On the stored bits, a number is
+// finite and not zero if its magnitude, less one, is below that of the largest: one comparison.
+template <class T>
+BRITTLE_HD typename Real<T>::Compute sign_step(T grad, typename Real<T>::Compute step) {
+  using Unsigned = typename Real<T>::Unsigned;
+  using Compute = typename Real<T>::Compute;
+  using Wide = typename Real<Compute>::Unsigned;
+  constexpr int kSignShift = 8 * (sizeof(Compute) - sizeof(T));
+  constexpr Unsigned kMagnitude = static_cast<Unsigned>(~Unsigned(0)) >> 1;
   const Unsigned bits = bit_cast<Unsigned>(grad);
-  const Unsigned magnitude = bits & ~kSign;
-  const Unsigned move = bit_cast<Unsigned>(step) | (bits & kSign);
-  return bit_cast<Compute>(magnitude - 1u < Real<Compute>::kLargest ? move : Unsigned(0));
+  const Unsigned less_one = static_cast<Unsigned>((bits & kMagnitude) - 1u);
+  const Wide sign = static_cast<Wide>(static_cast<Unsigned>(bits & ~kMagnitude)) << kSignShift;
+  const Wide move = bit_cast<Wide>(step) | sign;
+  return bit_cast<Compute>(less_one < Real<T>::kLargest ? move : Wide(0));
 }
 
 // The stored value nearest to `value` that is inside bounds and ball. Rounding clean + eps may land
@@ -112,7 +115,7 @@ BRITTLE_HD T linf_project_difference(typename Real<T>::Compute value,
 template <class T, Projection projection>
 BRITTLE_HD T linf_step_element(T adv, T grad, T clean,
                                const LinfNumbers<typename Real<T>::Compute>& n) {
-  const auto moved = Real<T>::widen(adv) + sign_step(Real<T>::widen(grad), n.step);
+  const auto moved = Real<T>::widen(adv) + sign_step<T>(grad, n.step);
   if constexpr (projection == Projection::exact) {
     return linf_project<T>(moved, Real<T>::widen(clean), n);
   } else {
