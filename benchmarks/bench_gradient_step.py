@@ -1,4 +1,4 @@
-"""The Linf step and the sign sweep against copying, torch.compile, eager code, and the peers' expressions."""
+"""The Linf step, the start and the sign sweep against copying, torch.compile, eager code, and the peers' expressions."""
 
 import brittle
 import pytest
@@ -110,6 +110,25 @@ def bench_linf_step_channels_last_gradient(versus: Versus, device: torch.device)
         "Linf step, channels-last gradient",
         lambda: ops.linf_step_(c, grad, clean, STEP, EPS),
         {"eager, out of place": lambda: eager(adv, grad, clean)},
+    )
+
+
+def bench_linf_start(versus: Versus, device: torch.device) -> None:
+    _, _, x = tensors((64, 3, 224, 224), device)
+    out, noise = torch.empty_like(x), torch.empty_like(x)
+
+    def in_place() -> None:
+        noise.uniform_(-EPS, EPS)
+        torch.clamp(noise.add_(x), 0, 1, out=noise)
+
+    versus(
+        "uniform start in the ball",
+        lambda: ops.linf_start(x, EPS, out=out),
+        {
+            "copy of one tensor": lambda: out.copy_(x),
+            "eager, out of place": lambda: torch.clamp(x + torch.empty_like(x).uniform_(-EPS, EPS), 0, 1),
+            "eager, in place": in_place,
+        },
     )
 
 

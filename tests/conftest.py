@@ -21,6 +21,12 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test draws the same numbers in every run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=["v4", "v3", "baseline"])
 def simd_level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each instruction-set level that this processor has, forced for the length of a test."""

@@ -366,6 +366,15 @@ class TestBadInput:
             self.call("pgd", **changes)
 
     @pytest.mark.parametrize("attack", ["fgsm", "pgd"])
+    def test_devices_differ(self, attack: str) -> None:
+        with pytest.raises(ValueError, match=f"{attack}: y must be on x's device cpu; got meta"):
+            self.call(attack, y=torch.zeros(5, dtype=torch.int64, device="meta"))
+        with pytest.raises(ValueError, match=f"{attack}: x must be on the model's device meta; got cpu"):
+            self.call(attack, model=nn.Linear(8, 10, device="meta"))
+        with pytest.raises(ValueError, match=f"{attack}: eps must be on x's device cpu; got meta"):
+            self.call(attack, eps=torch.rand(5, device="meta"))
+
+    @pytest.mark.parametrize("attack", ["fgsm", "pgd"])
     def test_nan_logits_name_the_samples(self, attack: str) -> None:
         def broken(x: Tensor) -> Tensor:
             logits = x.flatten(1)[:, :10]

@@ -34,92 +34,112 @@ BRITTLE_HD To bit_cast(From value) {
   return __builtin_bit_cast(To, value);
 }
 
-// What the kernels need to know of an element type:
-//   Compute            the type its arithmetic is done in
-//   Bits               a signed integer as wide as the stored value
-//   Unsigned           the same without sign
-//   kLargest           the bits of the largest finite number
-//   widen, narrow      storage -> Compute, exact; Compute -> storage, to nearest even
+// What the kernels need to know of an element type T:
+//   Compute      the type its arithmetic is done in
+//   Word         an unsigned integer as wide as Compute; a stored value's bits travel in it, so
+//   that
+//                vectors of halves are widened once and stay in lanes of one width to the end
+//   kLargest     the bits of the largest finite number
+//   from_word    bits -> Compute, exact
+//   to_word      Compute -> bits, to nearest even
 template <class T>
 struct Real;
 
 template <>
 struct Real<float> {
   using Compute = float;
-  using Bits = int32_t;
-  using Unsigned = uint32_t;
-  static constexpr uint32_t kLargest = 0x7f7fffffu;
-  BRITTLE_HD static float widen(float value) { return value; }
-  BRITTLE_HD static float narrow(float value) { return value; }
+  using Word = uint32_t;
+  static constexpr Word kLargest = 0x7f7fffffu;
+  BRITTLE_HD static float from_word(Word bits) { return bit_cast<float>(bits); }
+  BRITTLE_HD static Word to_word(float value) { return bit_cast<Word>(value); }
 };
 
 template <>
 struct Real<double> {
   using Compute = double;
-  using Bits = int64_t;
-  using Unsigned = uint64_t;
-  static constexpr uint64_t kLargest = 0x7fefffffffffffffu;
-  BRITTLE_HD static double widen(double value) { return value; }
-  BRITTLE_HD static double narrow(double value) { return value; }
+  using Word = uint64_t;
+  static constexpr Word kLargest = 0x7fefffffffffffffu;
+  BRITTLE_HD static double from_word(Word bits) { return bit_cast<double>(bits); }
+  BRITTLE_HD static Word to_word(double value) { return bit_cast<Word>(value); }
 };
 
 template <>
 struct Real<bfloat16> {
   using Compute = float;
-  using Bits = int16_t;
-  using Unsigned = uint16_t;
-  static constexpr uint16_t kLargest = 0x7f7f;
-  BRITTLE_HD static float widen(bfloat16 value) {
-    return bit_cast<float>(static_cast<uint32_t>(value.raw) << 16);
-  }
-  BRITTLE_HD static bfloat16 narrow(float value) {
-    const uint32_t bits = bit_cast<uint32_t>(value);
-    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-    return {static_cast<uint16_t>(nan ? 0x7fc0u : rounded)};
+  using Word = uint32_t;
+  static constexpr Word kLargest = 0x7f7fu;
+  BRITTLE_HD static float from_word(Word bits) { return bit_cast<float>(bits << 16); }
+  BRITTLE_HD static Word to_word(float value) {
+    const Word bits = bit_cast<Word>(value);
+    const Word rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded;
   }
 };
 
 template <>
 struct Real<float16> {
   using Compute = float;
-  using Bits = int16_t;
-  using Unsigned = uint16_t;
-  static constexpr uint16_t kLargest = 0x7bff;
-  BRITTLE_HD static float widen(float16 value) {
+  using Word = uint32_t;
+  static constexpr Word kLargest = 0x7bffu;
+  BRITTLE_HD static float from_word(Word bits) {
 #if defined(__CUDA_ARCH__)
-    return __half2float(__ushort_as_half(value.raw));
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 #else
-    const uint32_t sign = static_cast<uint32_t>(value.raw & 0x8000u) << 16;
-    const uint32_t shifted = static_cast<uint32_t>(value.raw & 0x7fffu) << 13;
-    const uint32_t normal = shifted + (112u << 23);
+    const Word shifted = (bits & 0x7fffu) << 13;
+    const Word normal = shifted + (112u << 23);
     // A subnormal's fraction, put behind a leading one and freed of it again by a subtraction.
-    const uint32_t subnormal =
-        bit_cast<uint32_t>(bit_cast<float>(shifted + (113u << 23)) - 0x1p-14f);
-    uint32_t magnitude = shifted < (1u << 23) ? subnormal : normal;
+    const Word subnormal = bit_cast<Word>(bit_cast<float>(shifted + (113u << 23)) - 0x1p-14f);
+    Word magnitude = shifted < (1u << 23) ? subnormal : normal;
     magnitude = shifted >= (31u << 23) ? shifted + (224u << 23) : magnitude;  // infinity, NaN
-    return bit_cast<float>(sign | magnitude);
+    return bit_cast<float>(((bits & 0x8000u) << 16) | magnitude);
 #endif
   }
-  BRITTLE_HD static float16 narrow(float value) {
+  BRITTLE_HD static Word to_word(float value) {
 #if defined(__CUDA_ARCH__)
-    return {__half_as_ushort(__float2half_rn(value))};
+    return __half_as_ushort(__float2half_rn(value));
 #else
-    const uint32_t bits = bit_cast<uint32_t>(value);
-    const uint32_t sign = (bits >> 16) & 0x8000u;
-    const uint32_t magnitude = bits & 0x7fffffffu;
-    const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    const Word bits = bit_cast<Word>(value);
+    const Word magnitude = bits & 0x7fffffffu;
+    const Word normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
     // Adding 0.5 puts the unit of a subnormal half (2^-24) at the float's last place: the addition
     // rounds.
     const float small = magnitude < 0x38800000u ? bit_cast<float>(magnitude) : 0.0f;
-    const uint32_t subnormal = bit_cast<uint32_t>(small + 0.5f) - 0x3f000000u;
-    uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
+    const Word subnormal = bit_cast<Word>(small + 0.5f) - 0x3f000000u;
+    Word half = magnitude < 0x38800000u ? subnormal : normal;
     half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // 65520 and above round to infinity
     half = magnitude > 0x7f800000u ? 0x7e00u : half;
-    return {static_cast<uint16_t>(sign | half)};
+    return ((bits >> 16) & 0x8000u) | half;
 #endif
   }
 };
+
+// The stored bits of a value, and back.
+BRITTLE_HD uint32_t word_of(float value) {
+  return bit_cast<uint32_t>(value);
+}
+BRITTLE_HD uint64_t word_of(double value) {
+  return bit_cast<uint64_t>(value);
+}
+BRITTLE_HD uint32_t word_of(float16 value) {
+  return value.raw;
+}
+BRITTLE_HD uint32_t word_of(bfloat16 value) {
+  return value.raw;
+}
+
+template <class T>
+BRITTLE_HD T stored_as(typename Real<T>::Word bits) {
+  if constexpr (sizeof(T) == sizeof(bits)) {
+    return bit_cast<T>(bits);
+  } else {
+    return {static_cast<uint16_t>(bits)};
+  }
+}
+
+template <class T>
+BRITTLE_HD typename Real<T>::Compute widen(T value) {
+  return Real<T>::from_word(word_of(value));
+}
 
 // Calls body with a value of the C++ type that stands for `dtype`.
 template <class Body>
@@ -133,27 +153,24 @@ void visit_dtype(Dtype dtype, const Body& body) {
   }
 }
 
+// value rounded to T, as Compute.
 template <class T>
-BRITTLE_HD typename Real<T>::Bits bits_of(T value) {
-  return bit_cast<typename Real<T>::Bits>(value);
-}
-
-// The largest T that is <= value, as Compute. A limit rounded this way still holds when somebody
-// compares a distance with the caller's own double.
-template <class T>
-BRITTLE_HD typename Real<T>::Compute round_down(double value) {
-  using Bits = typename Real<T>::Bits;
-  T rounded = Real<T>::narrow(static_cast<typename Real<T>::Compute>(value));
-  if (static_cast<double>(Real<T>::widen(rounded)) > value) {
-    rounded =
-        bit_cast<T>(static_cast<Bits>(bits_of(rounded) - 1));  // value >= 0: one ulp towards zero
-  }
-  return Real<T>::widen(rounded);
+BRITTLE_HD typename Real<T>::Compute rounded_to(typename Real<T>::Compute value) {
+  return Real<T>::from_word(Real<T>::to_word(value));
 }
 
 template <class T>
 BRITTLE_HD typename Real<T>::Compute round_nearest(double value) {
-  return Real<T>::widen(Real<T>::narrow(static_cast<typename Real<T>::Compute>(value)));
+  return rounded_to<T>(static_cast<typename Real<T>::Compute>(value));
+}
+
+// The largest T that is <= value (which is >= 0), as Compute. A limit rounded this way still holds
+// when somebody compares a distance with the caller's own double.
+template <class T>
+BRITTLE_HD typename Real<T>::Compute round_down(double value) {
+  const auto bits = Real<T>::to_word(static_cast<typename Real<T>::Compute>(value));
+  const bool above = static_cast<double>(Real<T>::from_word(bits)) > value;
+  return Real<T>::from_word(bits - (above ? 1 : 0));
 }
 
 }  // namespace brittle

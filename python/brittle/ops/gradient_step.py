@@ -56,7 +56,7 @@ def linf_step_(
         ``adv``.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices differ; eps or step_size is negative, NaN or of wrong shape;
+        ValueError: shapes, dtypes or devices differ; eps or step_size is negative, NaN or of wrong shape;
             lo >= hi; adv is an expanded tensor.
 
     References:
@@ -105,7 +105,7 @@ def sign_sweep(
         ``out``, ``[K, N, ...]``.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices differ; eps is empty, negative or NaN; lo >= hi.
+        ValueError: shapes, dtypes or devices differ; eps is empty, negative or NaN; lo >= hi.
 
     References:
         Goodfellow et al., "Explaining and harnessing adversarial examples", ICLR 2015.
@@ -155,7 +155,7 @@ def linf_start(
         ``out``.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices differ; eps is negative, infinite or NaN; lo >= hi;
+        ValueError: shapes, dtypes or devices differ; eps is negative, infinite or NaN; lo >= hi;
             sample_ids is not int64 ``[N]``; draw is out of range.
 
     References:
