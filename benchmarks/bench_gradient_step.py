@@ -1,4 +1,4 @@
-"""The Linf step, the start and the sign sweep against copying, torch.compile, eager code, and the peers' expressions."""
+"""The gradient_step room against copying, torch.compile, eager code, and the peers' expressions."""
 
 import brittle
 import pytest
@@ -159,21 +159,22 @@ def bench_sign_sweep(versus: Versus, device: torch.device) -> None:
 
 
 def network(device: torch.device) -> nn.Module:
+    """Untrained, its logits centred, so that predictions hang on the input and can be changed."""
     torch.manual_seed(0)
-    return (
-        nn.Sequential(
-            nn.Conv2d(3, 32, 3, padding=1),
-            nn.BatchNorm2d(32),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, 2, 1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(64, 10),
-        )
-        .to(device)
-        .eval()
-    )
+    head = nn.Linear(64, 10)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, 2, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        head,
+    ).eval()
+    with torch.no_grad():
+        head.bias -= model(torch.rand(256, 3, 32, 32)).mean(0)
+    return model.to(device)
 
 
 def bench_fgsm_curve(versus: Versus, device: torch.device) -> None:
