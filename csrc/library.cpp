@@ -22,4 +22,17 @@ STABLE_TORCH_LIBRARY(brittle, m) {
   m.def(
       "linf_start.rows(Tensor clean, Tensor eps, int seed, Tensor? sample_ids, int draw, "
       "float lo, float hi, Tensor(a!) out) -> ()");
+  // noise. `kind` counts brittle::Noise; row_scale, float64 [N], replaces scale.
+  m.def(
+      "noise(Tensor x, int kind, float scale, Tensor? row_scale, int seed, Tensor? sample_ids, "
+      "int draw, float lo, float hi) -> Tensor");
+  m.def(
+      "noise_out(Tensor x, int kind, float scale, Tensor? row_scale, int seed, Tensor? sample_ids, "
+      "int draw, float lo, float hi, Tensor(a!) out) -> ()");
+  m.def(
+      "noise_backward(Tensor grad, Tensor x, int kind, float scale, Tensor? row_scale, int seed, "
+      "Tensor? sample_ids, int draw, float lo, float hi) -> Tensor");
+  m.def(
+      "in_ball(Tensor x, float eps, Tensor? row_eps, int norm, bool surface, int seed, "
+      "Tensor? sample_ids, int draw, float lo, float hi, Tensor(a!) out) -> ()");
 }

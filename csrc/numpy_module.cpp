@@ -18,7 +18,9 @@
 #include "common/check.h"
 #include "common/simd.h"
 #include "gradient_step/gradient_step.h"
+#include "noise/noise.h"
 #if defined(BRITTLE_SELF_TEST)
+#include "domain_hash.h"
 #include "self_test.h"
 #endif
 
@@ -154,6 +156,35 @@ void numpy_linf_start(const py::array& clean, const Number& eps, int64_t seed,
              execution());
 }
 
+void numpy_noise(const std::optional<py::array>& grad, const py::array& x, int64_t kind,
+                 const Number& scale, int64_t seed, const std::optional<py::array>& sample_ids,
+                 int64_t draw, double lo, double hi, const py::array& out) {
+  const char* op = "noise";
+  const View input = view_of(op, "x", x);
+  const View target = writable_view_of(op, "out", out);
+  const RowHolder scales(op, "scale", scale);
+  View gradient, ids;
+  if (grad) gradient = view_of(op, "grad", *grad);
+  if (sample_ids) ids = view_of(op, "sample_ids", *sample_ids);
+  const py::gil_scoped_release unlocked;
+  noise(grad ? &gradient : nullptr, input, kind, scales.argument, seed, sample_ids ? &ids : nullptr,
+        draw, lo, hi, target, execution());
+}
+
+void numpy_in_ball(const py::array& x, const Number& eps, int64_t norm, bool surface, int64_t seed,
+                   const std::optional<py::array>& sample_ids, int64_t draw, double lo, double hi,
+                   const py::array& out) {
+  const char* op = "in_ball";
+  const View input = view_of(op, "x", x);
+  const View target = writable_view_of(op, "out", out);
+  const RowHolder radii(op, "eps", eps);
+  View ids;
+  if (sample_ids) ids = view_of(op, "sample_ids", *sample_ids);
+  const py::gil_scoped_release unlocked;
+  in_ball(input, radii.argument, norm, surface, seed, sample_ids ? &ids : nullptr, draw, lo, hi,
+          target, execution());
+}
+
 std::vector<uint32_t> numpy_philox4x32(const std::vector<uint32_t>& counter,
                                        const std::vector<uint32_t>& key) {
   if (counter.size() != 4 || key.size() != 2) {
@@ -186,6 +217,8 @@ PYBIND11_MODULE(BRITTLE_NUMPY_MODULE, m) {
   m.def("linf_step_", &numpy_linf_step);
   m.def("sign_sweep", &numpy_sign_sweep);
   m.def("linf_start", &numpy_linf_start);
+  m.def("noise", &numpy_noise);
+  m.def("in_ball", &numpy_in_ball);
   m.def("philox4x32", &numpy_philox4x32);
   m.def("build_facts", &build_facts);
 #if defined(BRITTLE_SELF_TEST)
@@ -199,6 +232,7 @@ PYBIND11_MODULE(BRITTLE_NUMPY_MODULE, m) {
     emulated_suffix_sum(in.data(), out.mutable_data());
     return out;
   });
+  m.def("domain_hash", &domain_hash, py::call_guard<py::gil_scoped_release>());
   m.def("skipped_barrier", [] {
     py::array_t<double> out(96);
     emulated_skipped_barrier(out.mutable_data());

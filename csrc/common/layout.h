@@ -151,4 +151,18 @@ void for_each_span(const Layout<Operands>& layout, int64_t begin, int64_t end, c
   }
 }
 
+// A double for every row, or one for all of them. Per row because samples of one batch may be at
+// different epsilons; double because 8 bytes a row are nothing and lose nothing.
+struct RowValue {
+  double scalar = 0.0;
+  const double* per_row = nullptr;
+  BRITTLE_HD double at(int64_t row) const { return per_row ? per_row[row] : scalar; }
+};
+
+// A float, or a float64 array [N] on the operands' device.
+struct RowArgument {
+  double scalar = 0.0;
+  const View* per_row = nullptr;
+};
+
 }  // namespace brittle

@@ -173,4 +173,11 @@ BRITTLE_HD typename Real<T>::Compute round_down(double value) {
   return Real<T>::from_word(bits - (above ? 1 : 0));
 }
 
+// NaN stays NaN.
+template <class Compute>
+BRITTLE_HD Compute clamp(Compute value, Compute lo, Compute hi) {
+  value = value < lo ? lo : value;
+  return hi < value ? hi : value;
+}
+
 }  // namespace brittle

@@ -6,87 +6,9 @@
 #include <limits>
 #include <string>
 
-#include "common/check.h"
+#include "common/operands.h"
 
 namespace brittle {
-namespace {
-
-void check_floating(const char* op, const char* name, const View& view) {
-  if (view.dtype == Dtype::other) {
-    fail(op, name, " must be float32, float64, float16 or bfloat16; got ", view.dtype_name);
-  }
-}
-
-void check_same_device(const char* op, const char* name, const View& view, const char* like_name,
-                       const View& like) {
-  const auto text = [](const View& v) {
-    return v.device == Device::cpu ? std::string("cpu") : "cuda:" + std::to_string(v.device_index);
-  };
-  if (view.device != like.device || view.device_index != like.device_index) {
-    fail(op, name, " must be on ", like_name, "'s device ", text(like), "; got ", text(view));
-  }
-}
-
-void check_like(const char* op, const char* name, const View& view, const char* like_name,
-                const View& like) {
-  bool same = view.ndim == like.ndim;
-  for (int d = 0; same && d < view.ndim; ++d) same = view.size[d] == like.size[d];
-  if (!same)
-    fail(op, name, " must have ", like_name, "'s shape ", like.shape(), "; got ", view.shape());
-  if (view.dtype != like.dtype) {
-    fail(op, name, " must have ", like_name, "'s dtype ", like.dtype_name, "; got ",
-         view.dtype_name);
-  }
-  check_same_device(op, name, view, like_name, like);
-}
-
-void check_writable(const char* op, const char* name, const View& view) {
-  for (int d = 0; d < view.ndim; ++d) {
-    if (view.size[d] > 1 && view.stride[d] == 0 && view.elements() > 0) {
-      fail(op, name, " must not be expanded: several of its elements share one place in memory");
-    }
-  }
-}
-
-void check_bounds(const char* op, double lo, double hi) {
-  if (!(lo < hi)) fail(op, "bounds must be (lo, hi) with lo < hi; got (", lo, ", ", hi, ")");
-}
-
-// Device values are not read back: the attacks check theirs once, not at every step.
-RowValue check_row_value(const char* op, const char* name, const RowArgument& argument,
-                         const View& like, const char* like_name) {
-  if (argument.per_row == nullptr) {
-    if (!(argument.scalar >= 0.0)) fail(op, name, " must be >= 0; got ", argument.scalar);
-    return {argument.scalar, nullptr};
-  }
-  const View& view = *argument.per_row;
-  const int64_t rows = like.ndim > 0 ? like.size[0] : 1;
-  if (view.ndim != 1 || view.size[0] != rows || like.ndim == 0) {
-    fail(op, name, " must be a scalar or [N]; got shape ", view.shape(), " for N = ", rows);
-  }
-  if (view.dtype != Dtype::float64) {
-    fail(op, name, " must be float64 when given per row; got ", view.dtype_name);
-  }
-  if (rows > 1 && view.stride[0] != 1) fail(op, name, " must be contiguous when given per row");
-  check_same_device(op, name, view, like_name, like);
-  const double* values = static_cast<const double*>(view.data);
-  if (view.device == Device::cpu) {
-    for (int64_t row = 0; row < rows; ++row) {
-      if (!(values[row] >= 0.0)) {
-        fail(op, name, " must be >= 0; got ", values[row], " in row ", row);
-      }
-    }
-  }
-  return {0.0, values};
-}
-
-[[noreturn]] void fail_without_cuda(const char* op) {
-  fail(op,
-       "this build has no CUDA kernels; install nvcc and reinstall brittle with BRITTLE_CUDA=ON");
-}
-
-}  // namespace
-
 void linf_step_(const View& adv, const View& grad, const View& clean, const RowArgument& step_size,
                 const RowArgument& eps, double lo, double hi, Projection projection,
                 const Execution& execution) {
@@ -166,28 +88,13 @@ void linf_start(const View& clean, const RowArgument& eps, int64_t seed, const V
   if (eps.per_row == nullptr && std::isinf(eps.scalar)) {
     fail(op, "eps must be finite: there is no uniform point in an infinite ball; got ", eps.scalar);
   }
-  if (draw < 0 || draw > std::numeric_limits<uint32_t>::max()) {
-    fail(op, "draw must be in [0, 2^32); got ", draw);
-  }
-  start.sample_ids = nullptr;
-  if (sample_ids != nullptr) {
-    if (sample_ids->ndim != 1 || sample_ids->size[0] != clean.size[0]) {
-      fail(op, "sample_ids must be [N]; got ", sample_ids->shape(), " for N = ", clean.size[0]);
-    }
-    if (std::string(sample_ids->dtype_name) != "int64") {
-      fail(op, "sample_ids must be int64; got ", sample_ids->dtype_name);
-    }
-    if (clean.size[0] > 1 && sample_ids->stride[0] != 1) fail(op, "sample_ids must be contiguous");
-    check_same_device(op, "sample_ids", *sample_ids, "clean", clean);
-    start.sample_ids = static_cast<const int64_t*>(sample_ids->data);
-  }
+  check_draw(op, draw);
+  start.sample_ids = check_sample_ids(op, sample_ids, clean, "clean");
   if (clean.elements() == 0) return;
   start.clean = clean.data;
   start.out = out.data;
   start.layout = make_layout<2>({clean, out}, {true, true});
-  if (start.layout.row_elements > (int64_t{1} << 34)) {
-    fail(op, "a sample may have at most 2^34 elements; got ", start.layout.row_elements);
-  }
+  check_counter(op, start.layout.row_elements);
   start.dtype = clean.dtype;
   start.seed = static_cast<uint64_t>(seed);
   start.draw = static_cast<uint32_t>(draw);

@@ -31,14 +31,6 @@ namespace brittle {
 
 enum class Projection { exact, difference };
 
-// A double for every row, or one for all of them. Per row because samples of one batch may be at
-// different epsilons; double because 8 bytes a row are nothing and lose nothing.
-struct RowValue {
-  double scalar = 0.0;
-  const double* per_row = nullptr;
-  BRITTLE_HD double at(int64_t row) const { return per_row ? per_row[row] : scalar; }
-};
-
 // The numbers of one row's step, in the type the arithmetic is done in.
 template <class Compute>
 struct LinfNumbers {
@@ -56,12 +48,6 @@ BRITTLE_HD LinfNumbers<typename Real<T>::Compute> linf_numbers(double step, doub
     return {round_nearest<T>(step), round_nearest<T>(eps), round_nearest<T>(lo),
             round_nearest<T>(hi)};
   }
-}
-
-template <class Compute>
-BRITTLE_HD Compute clamp(Compute value, Compute lo, Compute hi) {
-  value = value < lo ? lo : value;
-  return hi < value ? hi : value;
 }
 
 // step * sign(grad); 0 where the gradient is zero, NaN or infinite. On the stored bits, a number is
@@ -182,12 +168,6 @@ void linf_start_cpu(const LinfStart& op, const Execution& execution);
 void linf_start_cuda(const LinfStart& op, const Execution& execution);
 
 // ---- the front: what the doors call. Throws std::invalid_argument before any work. ----
-
-// A float, or a float64 array [N] on the operands' device.
-struct RowArgument {
-  double scalar = 0.0;
-  const View* per_row = nullptr;
-};
 
 void linf_step_(const View& adv, const View& grad, const View& clean, const RowArgument& step_size,
                 const RowArgument& eps, double lo, double hi, Projection projection,

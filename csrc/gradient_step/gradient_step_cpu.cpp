@@ -10,57 +10,15 @@
 
 #include <type_traits>
 
-#include "common/simd.h"
+#include "common/philox_cpu.h"
+#include "common/walk.h"
 #include "gradient_step/gradient_step.h"
-
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
 
 namespace brittle {
 namespace {
 
 constexpr int64_t kTile = 1024;    // elements; three float64 tiles fill a 32 KB L1 less a quarter
 constexpr int64_t kGrain = 32768;  // elements a thread must have to be worth waking
-constexpr int64_t kStreamBytes = 8 << 20;  // outputs above this bypass the cache
-
-// The elements start[0], start[stride], ... side by side: where they lie, or in `tile`.
-template <class T>
-const T* gathered(const T* start, int64_t stride, int64_t count, T* tile) {
-  if (stride == 1) return start;
-  for (int64_t i = 0; i < count; ++i) tile[i] = start[i * stride];
-  return tile;
-}
-
-template <class T>
-void scatter(const T* tile, int64_t count, T* start, int64_t stride) {
-  for (int64_t i = 0; i < count; ++i) start[i * stride] = tile[i];
-}
-
-// Copies a tile past the cache: the reader of an output larger than the cache finds nothing there
-// anyway, and an ordinary store would first fetch the line it is about to overwrite.
-template <class T>
-void stream(const T* tile, int64_t count, T* out) {
-  int64_t i = 0;
-#if defined(__SSE2__)
-  constexpr int64_t kLane = 16 / sizeof(T);
-  while (i < count && reinterpret_cast<uintptr_t>(out + i) % 16 != 0) {
-    out[i] = tile[i];
-    ++i;
-  }
-  for (; i + kLane <= count; i += kLane) {
-    _mm_stream_si128(reinterpret_cast<__m128i*>(out + i),
-                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(tile + i)));
-  }
-#endif
-  for (; i < count; ++i) out[i] = tile[i];
-}
-
-void finish_streaming() {
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
-}
 
 template <class T, Projection projection>
 struct StepTile {
@@ -85,13 +43,11 @@ struct SweepTile {
   }
 };
 
-struct RandomTile {
-  // Words for elements 4 * block .. 4 * (block + blocks) - 1 of one sample.
-  BRITTLE_INLINE static void run(uint32_t* __restrict words, uint32_t block, int64_t blocks,
-                                 uint64_t seed, int64_t sample_id, uint32_t draw) {
-    for (int64_t b = 0; b < blocks; ++b) {
-      const Philox4 random = philox_block(seed, sample_id, draw, block + static_cast<uint32_t>(b));
-      for (int w = 0; w < 4; ++w) words[4 * b + w] = random.word[w];
+// tile.word[k][b] -> words[4 b + k]
+struct WordsTile {
+  BRITTLE_INLINE static void run(const PhiloxTile* tile, int blocks, uint32_t* __restrict words) {
+    for (int b = 0; b < blocks; ++b) {
+      for (int k = 0; k < 4; ++k) words[4 * b + k] = tile->word[k][b];
     }
   }
 };
@@ -200,31 +156,36 @@ void linf_start_cpu(const LinfStart& op, const Execution& execution) {
     const T* const clean = static_cast<const T*>(op.clean);
     T* const out = static_cast<T*>(op.out);
     const simd::Level level = simd::in_use();
-    parallel_for(execution, op.layout.rows * op.layout.row_elements, kGrain / 4,
-                 [&](int64_t begin, int64_t end) {
-                   for_each_span(op.layout, begin, end, [&](const Span<2>& span) {
-                     const double eps = op.eps.at(span.row);
-                     const auto numbers =
-                         linf_numbers<T, Projection::exact>(eps, eps, op.lo, op.hi);
-                     const int64_t id = op.sample_ids ? op.sample_ids[span.row] : span.row;
-                     T tiles[2][kTile];
-                     uint32_t words[kTile + 4];
-                     for (int64_t done = 0; done < span.count; done += kTile) {
-                       const int64_t count = std::min(kTile, span.count - done);
-                       const int64_t first = span.first + done;
-                       const int64_t lead = first % 4;
-                       simd::call<RandomTile>(level, words, static_cast<uint32_t>(first / 4),
-                                              (lead + count + 3) / 4, op.seed, id, op.draw);
-                       const T* const ct = gathered(clean + span.offset[0] + done * span.stride[0],
-                                                    span.stride[0], count, tiles[0]);
-                       T* const target = out + span.offset[1] + done * span.stride[1];
-                       const bool direct = span.stride[1] == 1 || count == 1;
-                       T* const computed = direct ? target : tiles[1];
-                       simd::call<StartTile<T>>(level, ct, words + lead, computed, count, numbers);
-                       if (!direct) scatter(computed, count, target, span.stride[1]);
-                     }
-                   });
-                 });
+    const int64_t elements = op.layout.rows * op.layout.row_elements;
+    parallel_for(execution, elements, kGrain / 4, [&](int64_t begin, int64_t end) {
+      for_each_span(op.layout, begin, end, [&](const Span<2>& span) {
+        const double eps = op.eps.at(span.row);
+        const auto numbers = linf_numbers<T, Projection::exact>(eps, eps, op.lo, op.hi);
+        const int64_t id = op.sample_ids ? op.sample_ids[span.row] : span.row;
+        constexpr int64_t kElements = 4 * PhiloxTile::kBlocks;
+        PhiloxTile random;
+        alignas(64) uint32_t words[kElements];
+        T tiles[2][kElements];
+        for (int64_t done = 0; done < span.count;) {
+          const int64_t first = span.first + done;
+          const int64_t lead = first % 4;
+          const int64_t count = std::min(kElements - lead, span.count - done);
+          const int blocks = static_cast<int>((lead + count + 3) / 4);
+          fill_philox(level, random, static_cast<uint32_t>(first / 4), blocks, op.seed, id,
+                      op.draw);
+          simd::call<WordsTile>(level, static_cast<const PhiloxTile*>(&random), blocks,
+                                static_cast<uint32_t*>(words));
+          const T* const ct = gathered(clean + span.offset[0] + done * span.stride[0],
+                                       span.stride[0], count, tiles[0]);
+          T* const target = out + span.offset[1] + done * span.stride[1];
+          const bool direct = span.stride[1] == 1 || count == 1;
+          T* const computed = direct ? target : tiles[1];
+          simd::call<StartTile<T>>(level, ct, words + lead, computed, count, numbers);
+          if (!direct) scatter(computed, count, target, span.stride[1]);
+          done += count;
+        }
+      });
+    });
   });
 }
 

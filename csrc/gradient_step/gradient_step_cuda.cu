@@ -8,6 +8,7 @@
 // start is not on a 16-byte boundary peel a head; operands whose misalignments differ, and strided
 // operands, go element by element through one index computation.
 
+#include "common/grid.h"
 #include "common/launch.cuh"
 #include "gradient_step/gradient_step.h"
 
@@ -217,13 +218,10 @@ __global__ void __launch_bounds__(kThreads) linf_start_kernel(LinfStart op) {
   }
 }
 
-// Enough blocks to fill the card a few times over, and no more than there is work for.
-dim3 grid_for(int64_t rows, int64_t work_per_row, int device) {
-  const int64_t wanted = int64_t{multiprocessors(device)} * kBlocksPerMultiprocessor;
-  const int64_t per_row = std::max<int64_t>(1, (work_per_row + kThreads - 1) / kThreads);
-  const int64_t y = std::min<int64_t>({rows, wanted, 65535});
-  const int64_t x = std::min(per_row, std::max<int64_t>(1, wanted / y));
-  return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y));
+dim3 grid_of(int64_t rows, int64_t work_per_row, int device) {
+  const Grid grid =
+      grid_for(rows, work_per_row, kThreads, kBlocksPerMultiprocessor * multiprocessors(device));
+  return dim3(grid.x, grid.y);
 }
 
 template <class T, Projection projection>
@@ -232,7 +230,7 @@ void linf_step_typed(const LinfStep& op, const Execution& execution) {
   const int64_t work =
       dense ? op.layout.row_elements / (Pack<T>::kCount * kUnroll) + 1 : op.layout.row_elements;
   launch(dense ? linf_step_dense<T, projection> : linf_step_strided<T, projection>,
-         grid_for(op.layout.rows, work, execution.device_index), dim3(kThreads), execution.stream,
+         grid_of(op.layout.rows, work, execution.device_index), dim3(kThreads), execution.stream,
          op);
 }
 
@@ -266,7 +264,7 @@ void sign_sweep_cuda(const SignSweep& op, const Execution& execution) {
         numbers.of[k] = sweep_numbers<T>(op, done + k);
       }
       launch(dense ? sign_sweep_dense<T> : sign_sweep_strided<T>,
-             grid_for(1, work, execution.device_index), dim3(kThreads), execution.stream, part,
+             grid_of(1, work, execution.device_index), dim3(kThreads), execution.stream, part,
              numbers);
     }
   });
@@ -277,7 +275,7 @@ void linf_start_cuda(const LinfStart& op, const Execution& execution) {
   visit_dtype(op.dtype, [&](auto zero) {
     using T = decltype(zero);
     launch(linf_start_kernel<T>,
-           grid_for(op.layout.rows, (op.layout.row_elements + 3) / 4, execution.device_index),
+           grid_of(op.layout.rows, (op.layout.row_elements + 3) / 4, execution.device_index),
            dim3(kThreads), execution.stream, op);
   });
 }

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from brittle import evaluation, numpy, ops, reference, report
+    from brittle import evaluation, noise, numpy, ops, reference, report
     from brittle.attacks import fgsm, pgd
 
-__all__ = ["__version__", "evaluation", "fgsm", "numpy", "ops", "pgd", "reference", "report"]
+__all__ = ["__version__", "evaluation", "fgsm", "noise", "numpy", "ops", "pgd", "reference", "report"]
 
 _HOME = {"fgsm": "brittle.attacks", "pgd": "brittle.attacks"}
 

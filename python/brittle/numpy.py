@@ -102,14 +102,88 @@ def linf_start(
         >>> bool(abs(start - x).max() <= 0.1)
         True
     """
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"linf_start: seed must fit 64 bits; got {seed}")
+    seed = _signed64("linf_start", seed)
     if out is None:
         out = np.empty_like(clean)
     if isinstance(eps, np.ndarray):
         eps = _per_row(eps, clean)
     ids = None if sample_ids is None else np.ascontiguousarray(sample_ids)
-    _door.linf_start(clean, eps, seed - 2**64 if seed >= 2**63 else seed, ids, draw, *bounds, out)
+    _door.linf_start(clean, eps, seed, ids, draw, *bounds, out)
+    return out
+
+
+_NOISE_KINDS = ("gaussian", "uniform", "laplace", "speckle", "shot", "salt_and_pepper", "dropout")
+
+
+def noise(
+    x: Array,
+    kind: str,
+    scale: float | Array,
+    seed: int = 0,
+    sample_ids: Array | None = None,
+    draw: int = 0,
+    bounds: Bounds | None = None,
+    out: Array | None = None,
+) -> Array:
+    """``x`` with noise of one kind, clamped to the bounds.
+
+    Args and errors: as :func:`brittle.ops.noise`.
+
+    Example:
+        >>> import numpy as np, brittle.numpy
+        >>> x = np.full((2, 3), 0.5, np.float32)
+        >>> noisy = brittle.numpy.noise(x, "salt_and_pepper", 1.0, bounds=(0.0, 1.0))
+        >>> set(noisy.flatten().tolist()) <= {0.0, 1.0}
+        True
+    """
+    if kind not in _NOISE_KINDS:
+        raise ValueError(f"noise: kind must be one of {', '.join(_NOISE_KINDS)}; got {kind!r}")
+    lo, hi = (-np.inf, np.inf) if bounds is None else bounds
+    if out is None:
+        out = np.empty_like(x)
+    if isinstance(scale, np.ndarray):
+        scale = _per_row(scale, x)
+    ids = None if sample_ids is None else np.ascontiguousarray(sample_ids)
+    seed = _signed64("noise", seed)
+    _door.noise(None, x, _NOISE_KINDS.index(kind), scale, seed, ids, draw, lo, hi, out)
+    return out
+
+
+def in_ball(
+    x: Array,
+    eps: float | Array,
+    norm: str = "linf",
+    surface: bool = False,
+    seed: int = 0,
+    sample_ids: Array | None = None,
+    draw: int = 0,
+    bounds: Bounds | None = None,
+    out: Array | None = None,
+) -> Array:
+    """A uniformly random point of a ball around each sample, then clipped to the bounds.
+
+    Args and errors: as :func:`brittle.ops.in_ball`.
+
+    Example:
+        >>> import numpy as np, brittle.numpy
+        >>> point = brittle.numpy.in_ball(np.zeros((1, 50)), 2.0, "l1")
+        >>> bool(abs(point).sum() <= 2.0)
+        True
+    """
+    if norm not in ("linf", "l2", "l1"):
+        raise ValueError(f"in_ball: norm must be 'linf', 'l2' or 'l1'; got {norm!r}")
+    lo, hi = (-np.inf, np.inf) if bounds is None else bounds
+    if norm == "linf":
+        if surface:
+            raise ValueError("in_ball: surface must be False for norm 'linf'; got True")
+        return linf_start(x, eps, seed, sample_ids, draw, (lo, hi), out)
+    if out is None:
+        out = np.empty_like(x)
+    if isinstance(eps, np.ndarray):
+        eps = _per_row(eps, x)
+    ids = None if sample_ids is None else np.ascontiguousarray(sample_ids)
+    seed = _signed64("in_ball", seed)
+    _door.in_ball(x, eps, int(norm[1]), surface, seed, ids, draw, lo, hi, out)
     return out
 
 
@@ -144,3 +218,9 @@ def _per_row(value: float | Array, like: Array) -> Array:
     """The value as the contiguous float64 ``[N]`` that the kernels take."""
     value = np.asarray(value, np.float64)
     return np.ascontiguousarray(value if value.ndim else np.broadcast_to(value, like.shape[:1]))
+
+
+def _signed64(op: str, seed: int) -> int:
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"{op}: seed must fit 64 bits; got {seed}")
+    return seed - 2**64 if seed >= 2**63 else seed

@@ -1,5 +1,15 @@
-"""Whole evaluations of a model, built on the attacks."""
+"""Whole evaluations of a model, built on the attacks and the noise."""
 
 from brittle.evaluation.curve import Curve, accuracy_vs_epsilon
+from brittle.evaluation.noise_sweep import SEVERITIES, NoiseSweep, noise_sweep
+from brittle.evaluation.noise_training import NoiseTrainingTable, noise_training_table
 
-__all__ = ["Curve", "accuracy_vs_epsilon"]
+__all__ = [
+    "SEVERITIES",
+    "Curve",
+    "NoiseSweep",
+    "NoiseTrainingTable",
+    "accuracy_vs_epsilon",
+    "noise_sweep",
+    "noise_training_table",
+]

@@ -4,5 +4,6 @@ Every operator has a definition of the same name in plain torch under :mod:`brit
 """
 
 from brittle.ops.gradient_step import linf_start, linf_step_, sign_sweep
+from brittle.ops.noise import KINDS, in_ball, noise
 
-__all__ = ["linf_start", "linf_step_", "sign_sweep"]
+__all__ = ["KINDS", "in_ball", "linf_start", "linf_step_", "noise", "sign_sweep"]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import brittle._library  # noqa: F401  (registers the operators)
+from brittle.ops._arguments import per_row, signed64, written
 
 _ops = torch.ops.brittle
 
@@ -72,11 +73,11 @@ def linf_step_(
     lo, hi = bounds
     exact = _is_exact(projection)
     if isinstance(step_size, Tensor) or isinstance(eps, Tensor):
-        steps, balls = _per_row(step_size, adv), _per_row(eps, adv)
+        steps, balls = per_row(step_size, adv), per_row(eps, adv)
         _ops.linf_step_.rows(adv, grad, clean, steps, balls, lo, hi, exact)
     else:
         _ops.linf_step_.default(adv, grad, clean, step_size, eps, lo, hi, exact)
-    return _written(adv)
+    return written(adv)
 
 
 def sign_sweep(
@@ -125,7 +126,7 @@ def sign_sweep(
     if out is None:
         out = _empty_stack(len(values), x)
     _ops.sign_sweep.default(x, grad, values, lo, hi, keep_ball, out)
-    return _written(out)
+    return written(out)
 
 
 def linf_start(
@@ -172,13 +173,13 @@ def linf_start(
     lo, hi = bounds
     if out is None:
         out = torch.empty_like(clean)
-    seed = _signed64(seed)
+    seed = signed64("linf_start", seed)
     ids = None if sample_ids is None else sample_ids.contiguous()
     if isinstance(eps, Tensor):
-        _ops.linf_start.rows(clean, _per_row(eps, clean), seed, ids, draw, lo, hi, out)
+        _ops.linf_start.rows(clean, per_row(eps, clean), seed, ids, draw, lo, hi, out)
     else:
         _ops.linf_start.default(clean, eps, seed, ids, draw, lo, hi, out)
-    return _written(out)
+    return written(out)
 
 
 def _is_exact(projection: str) -> bool:
@@ -187,34 +188,10 @@ def _is_exact(projection: str) -> bool:
     return projection == "exact"
 
 
-def _per_row(value: float | Tensor, like: Tensor) -> Tensor:
-    """The value as the float64 ``[N]`` that the kernels take."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point() and value.dim() != 0:
-            return value.to(torch.float64).contiguous()
-        return value.to(torch.float64).expand(like.shape[:1]).contiguous()
-    return torch.full(like.shape[:1], value, dtype=torch.float64, device=like.device)
-
-
-def _signed64(seed: int) -> int:
-    """The 64 bits of a seed given as a signed or an unsigned number."""
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"linf_start: seed must fit 64 bits; got {seed}")
-    return seed - 2**64 if seed >= 2**63 else seed
-
-
 def _empty_stack(count: int, x: Tensor) -> Tensor:
     """An uninitialised ``[count, *x.shape]`` whose slices have x's layout."""
     strides = torch.empty_like(x, device="meta").stride()
     return x.new_empty_strided((count, *x.shape), (x.numel(), *strides))
-
-
-def _written(tensor: Tensor) -> Tensor:
-    # Tells autograd that the tensor changed, so that a graph which saved the old values refuses to use
-    # them. While compiling, the mutation is declared by the schema.
-    if not torch.compiler.is_compiling():
-        torch.autograd.graph.increment_version(tensor)
-    return tensor
 
 
 def _fake(*_: Any) -> None:

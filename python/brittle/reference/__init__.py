@@ -4,6 +4,28 @@ Slow, readable, and free of the library: nothing here is called by it.
 """
 
 from brittle.reference.gradient_step import linf_start, linf_step_, sign_sweep
+from brittle.reference.noise import (
+    gaussian_numbers,
+    in_ball,
+    negative_log,
+    noise,
+    noise_and_factor,
+    poisson,
+    sine_cosine,
+)
 from brittle.reference.philox import philox4x32, sample_words
 
-__all__ = ["linf_start", "linf_step_", "philox4x32", "sample_words", "sign_sweep"]
+__all__ = [
+    "gaussian_numbers",
+    "in_ball",
+    "linf_start",
+    "linf_step_",
+    "negative_log",
+    "noise",
+    "noise_and_factor",
+    "philox4x32",
+    "poisson",
+    "sample_words",
+    "sign_sweep",
+    "sine_cosine",
+]
