@@ -183,6 +183,16 @@ class TestInBall:
             angle = torch.atan2(shell[:, 0], shell[:, 1]) / (2 * math.pi) + 0.5
             assert scipy.stats.kstest(angle.numpy(), "uniform").pvalue > 1e-3
 
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    @pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+    def test_on_the_gpu(self, norm: str) -> None:
+        x, eps = torch.rand(7, 3, 41, 29), torch.rand(7, dtype=torch.float64)
+        for surface in (False, True) if norm != "linf" else (False,):
+            expected = ops.in_ball(x, eps, norm, surface, 5, bounds=(0, 1))
+            got = ops.in_ball(x.cuda(), eps.cuda(), norm, surface, 5, bounds=(0, 1))
+            assert_same_bits(got.cpu(), expected)
+
     @pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
     def test_distance_in_single_precision(self, norm: str) -> None:
         x = torch.rand(64, 3, 32, 32)

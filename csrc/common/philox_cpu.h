@@ -76,6 +76,11 @@ __attribute__((target("avx512f"))) inline void fill_v4(PhiloxTile& tile, uint32_
   const __m512i low = _mm512_set1_epi64(0xffffffff);
   const __m512i even = _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0);
   const uint64_t sample = static_cast<uint64_t>(id);
+  __m512i keys0[10], keys1[10];
+  for (uint32_t round = 0; round < 10; ++round) {
+    keys0[round] = _mm512_set1_epi64(static_cast<uint32_t>(seed) + round * 0x9E3779B9u);
+    keys1[round] = _mm512_set1_epi64(static_cast<uint32_t>(seed >> 32) + round * 0xBB67AE85u);
+  }
   for (int b = 0; b < blocks; b += 16) {
     __m512i c0[2], c1[2], c2[2], c3[2];
     for (int half = 0; half < 2; ++half) {
@@ -85,20 +90,18 @@ __attribute__((target("avx512f"))) inline void fill_v4(PhiloxTile& tile, uint32_
       c2[half] = _mm512_set1_epi64(static_cast<uint32_t>(sample));
       c3[half] = _mm512_set1_epi64(static_cast<uint32_t>(sample >> 32));
     }
-    uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
 #pragma GCC unroll 10
     for (int round = 0; round < 10; ++round) {
-      const __m512i k0 = _mm512_set1_epi64(key0), k1 = _mm512_set1_epi64(key1);
       for (int half = 0; half < 2; ++half) {
         constexpr int kXorOfThree = 0x96;
         const __m512i p0 = _mm512_mul_epu32(c0[half], m0), p1 = _mm512_mul_epu32(c2[half], m1);
-        c0[half] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), c1[half], k0, kXorOfThree);
-        c2[half] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), c3[half], k1, kXorOfThree);
+        c0[half] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p1, 32), c1[half], keys0[round],
+                                             kXorOfThree);
+        c2[half] = _mm512_ternarylogic_epi64(_mm512_srli_epi64(p0, 32), c3[half], keys1[round],
+                                             kXorOfThree);
         c1[half] = p1;
         c3[half] = p0;
       }
-      key0 += 0x9E3779B9u;
-      key1 += 0xBB67AE85u;
     }
     const __m512i* words[4] = {c0, c1, c2, c3};
     for (int k = 0; k < 4; ++k) {

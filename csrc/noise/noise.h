@@ -151,9 +151,10 @@ BRITTLE_HD PoissonStart poisson_start(double rate) {
   return {small ? 0.0 : mode, small ? power : power * scale};
 }
 
+inline constexpr double kPoissonNegligible = 0x1p-45;
+
 BRITTLE_HD double poisson_search(double rate, uint32_t word, PoissonStart start) {
   if (!(rate > 0.0)) return 0.0;
-  constexpr double kNegligible = 0x1p-45;
   double left = (static_cast<double>(word) + 0.5) * 0x1p-32 - start.probability;
   double up = start.probability, down = start.probability;
   double above = start.first, below = start.first;
@@ -167,7 +168,7 @@ BRITTLE_HD double poisson_search(double rate, uint32_t word, PoissonStart start)
     left = after_up - down;
     if (left <= 0.0) return after_up <= 0.0 ? above : below;
     // Rounding has left a remainder that no outcome claims.
-    if (up < kNegligible && down < kNegligible && above > rate) break;
+    if (up < kPoissonNegligible && down < kPoissonNegligible && above > rate) break;
   }
   return start.first;
 }

@@ -58,31 +58,64 @@ struct ApplyTile {
   }
 };
 
-// The search for a Poisson number branches as it goes; what comes before it does not, and runs in
-// lanes.
+// Poisson numbers take a search each; thirty-two searches go side by side, until the last of them
+// is done.
 template <class T>
 struct ApplyTile<T, Noise::shot> {
   BRITTLE_INLINE static void run(const T* x, const uint32_t* __restrict draws, T* out,
                                  int64_t count, NoiseNumbers<typename Real<T>::Compute> numbers) {
     using Compute = typename Real<T>::Compute;
-    constexpr int64_t kBatch = 128;
-    double rates[kBatch], firsts[kBatch], probabilities[kBatch];
-    for (int64_t done = 0; done < count; done += kBatch) {
-      const int64_t batch = std::min(kBatch, count - done);
-      for (int64_t i = 0; i < batch; ++i) {
-        const double rate =
-            static_cast<double>(numbers.scale) * static_cast<double>(widen(x[done + i]));
-        const PoissonStart start = poisson_start(rate);
-        rates[i] = rate;
-        firsts[i] = start.first;
-        probabilities[i] = start.probability;
+    constexpr int kLanes = 32;
+    for (int64_t done = 0; done < count; done += kLanes) {
+      const int batch = static_cast<int>(std::min<int64_t>(kLanes, count - done));
+      Compute clean[kLanes] = {};
+      uint32_t words[kLanes] = {};
+      for (int l = 0; l < batch; ++l) clean[l] = widen(x[done + l]);
+      for (int l = 0; l < batch; ++l) words[l] = draws[done + l];
+      double found[kLanes];
+      poisson_lanes(clean, words, static_cast<double>(numbers.scale), found);
+      for (int l = 0; l < batch; ++l) {
+        const Compute number = static_cast<Compute>(found[l]) / numbers.scale;
+        const Compute value = clean[l] != clean[l] ? clean[l] : number;
+        out[done + l] = stored_as<T>(Real<T>::to_word(clamp(value, numbers.lo, numbers.hi)));
       }
-      for (int64_t i = 0; i < batch; ++i) {
-        const Compute clean = widen(x[done + i]);
-        const double number =
-            poisson_search(rates[i], draws[done + i], {firsts[i], probabilities[i]});
-        const Compute value = clean != clean ? clean : static_cast<Compute>(number) / numbers.scale;
-        out[done + i] = stored_as<T>(Real<T>::to_word(clamp(value, numbers.lo, numbers.hi)));
+    }
+  }
+
+  // poisson_search in lanes: the same operations in the same order. A lane that is done goes on
+  // without effect, since what is left of its uniform number only falls.
+  template <class Compute, int kLanes>
+  BRITTLE_INLINE static void poisson_lanes(const Compute (&clean)[kLanes],
+                                           const uint32_t (&words)[kLanes], double scale,
+                                           double (&found)[kLanes]) {
+    double rate[kLanes], inverse_rate[kLanes], left[kLanes];
+    double up[kLanes], down[kLanes], above[kLanes], below[kLanes];
+    for (int l = 0; l < kLanes; ++l) {
+      rate[l] = scale * static_cast<double>(clean[l]);
+      const PoissonStart start = poisson_start(rate[l]);
+      const bool any = rate[l] > 0.0;
+      inverse_rate[l] = 1.0 / rate[l];
+      found[l] = any ? start.first : 0.0;
+      above[l] = below[l] = start.first;
+      up[l] = down[l] = start.probability;
+      left[l] = any ? (static_cast<double>(words[l]) + 0.5) * 0x1p-32 - start.probability : -1.0;
+    }
+    for (;;) {
+      int searching = 0;
+      for (int l = 0; l < kLanes; ++l) searching += left[l] > 0.0 ? 1 : 0;
+      if (searching == 0) return;
+      for (int l = 0; l < kLanes; ++l) {
+        above[l] += 1.0;
+        up[l] *= rate[l] * (1.0 / above[l]);
+        down[l] *= below[l] * inverse_rate[l];
+        below[l] -= 1.0;
+        const double after_up = left[l] - up[l];
+        const double after = after_up - down[l];
+        const bool ends = (left[l] > 0.0) & (after <= 0.0);
+        found[l] = ends ? (after_up <= 0.0 ? above[l] : below[l]) : found[l];
+        const bool exhausted =
+            (up[l] < kPoissonNegligible) & (down[l] < kPoissonNegligible) & (above[l] > rate[l]);
+        left[l] = exhausted ? -1.0 : after;
       }
     }
   }
