@@ -223,9 +223,14 @@ BRITTLE_HD Noisy<Compute> noisy(Compute x, uint32_t draw, const NoiseNumbers<Com
         static_cast<Compute>(poisson_search(rate, draw, poisson_start(rate))) / n.scale;
     return {x != x ? x : value, Compute(1)};
   } else if constexpr (kind == Noise::salt_and_pepper) {
-    const bool salt = draw < n.threshold;
-    const bool pepper = ~draw < n.threshold;
-    return {salt ? n.lo : (pepper ? n.hi : x), salt || pepper ? Compute(0) : Compute(1)};
+    // Chosen on the bits: with conditional expressions the compiler clamps each outcome on a branch
+    // of its own, and the loop is not vectorised.
+    using Word = typename Real<Compute>::Word;
+    const Word salt = draw < n.threshold ? ~Word(0) : Word(0);
+    const Word pepper = ~draw < n.threshold ? ~Word(0) : Word(0);
+    const Word value =
+        (word_of(x) & ~(salt | pepper)) | (word_of(n.lo) & salt) | (word_of(n.hi) & pepper);
+    return {bit_cast<Compute>(value), bit_cast<Compute>(word_of(Compute(1)) & ~(salt | pepper))};
   } else if constexpr (kind == Noise::dropout) {
     const Compute factor = draw < n.threshold ? Compute(0) : n.scale;
     return {draw < n.threshold ? Compute(0) : x * factor, factor};
