@@ -1,5 +1,4 @@
-// Errors that name the operator, the argument, what was expected and what came; and the checks that
-// every room asks for.
+// Errors that name the operator, the argument, what was expected and what came.
 #pragma once
 
 #include <sstream>

@@ -1,4 +1,5 @@
-// Strided operands go through small tiles, so that formulas only ever see unit stride.
+// What the CPU's walks share: small tiles for strided operands, so that formulas only ever see unit
+// stride, and stores past the cache.
 #pragma once
 
 #include <cstdint>
