@@ -49,15 +49,19 @@ def test_other_python_threads_run_during_a_kernel(monkeypatch: pytest.MonkeyPatc
 
     counter = threading.Thread(target=count)
     counter.start()
+    most = 0
     try:
-        begin = time.perf_counter()
-        brittle.numpy.linf_start(x[None], 0.1)  # about 50 ms of one core
-        end = time.perf_counter()
+        for _ in range(10):  # a busy machine may not schedule the other thread during one kernel
+            begin = time.perf_counter()
+            brittle.numpy.linf_start(x[None], 0.1)  # tens of milliseconds of one core
+            end = time.perf_counter()
+            most = max(most, sum(begin + 0.002 < t < end - 0.002 for t in ticks))
+            if most >= 3:
+                break
     finally:
         running.set()
         counter.join()
-    inside = [t for t in ticks if begin + 0.002 < t < end - 0.002]
-    assert len(inside) >= 3, f"{len(inside)} ticks in {end - begin:.3f} s"
+    assert most >= 3, f"the other thread ran {most} times in {end - begin:.3f} s"
 
 
 def test_negative_strides_and_column_order() -> None:
