@@ -528,8 +528,12 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"eps": -1.0}, "linf_start: eps must be >= 0; got -1"),
-            ({"eps": math.inf}, "eps must be finite"),
+            ({"eps": -1.0}, "linf_start: eps must be finite and >= 0; got -1"),
+            (
+                {"eps": torch.tensor([0.1, math.inf, 0.1, 0.1])},
+                "eps must be finite and >= 0; got inf in row 1",
+            ),
+            ({"eps": math.inf}, "eps must be finite and >= 0; got inf"),
             ({"eps": 0.1, "sample_ids": torch.arange(3)}, r"sample_ids must be \[N\]; got \[3\] for N = 4"),
             ({"eps": 0.1, "sample_ids": torch.arange(4).int()}, "sample_ids must be int64; got int32"),
             ({"eps": 0.1, "draw": -1}, r"draw must be in \[0, 2\^32\); got -1"),

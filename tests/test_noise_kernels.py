@@ -210,8 +210,9 @@ class TestInBall:
         [
             ({"norm": "l3"}, "norm must be 'linf', 'l2' or 'l1'; got 'l3'"),
             ({"norm": "linf", "surface": True}, "surface must be False for norm 'linf'"),
-            ({"eps": -1.0}, "eps must be >= 0; got -1"),
-            ({"eps": math.inf}, "eps must be finite; got inf"),
+            ({"eps": -1.0}, "eps must be finite and >= 0; got -1"),
+            ({"eps": torch.tensor([0.1, math.inf, 0.1])}, "eps must be finite and >= 0; got inf in row 1"),
+            ({"eps": math.inf}, "eps must be finite and >= 0; got inf"),
             ({"seed": 2**64}, "seed must fit 64 bits"),
             ({"sample_ids": torch.arange(2)}, r"sample_ids must be \[N\]; got \[2\] for N = 3"),
         ],
@@ -268,6 +269,23 @@ class TestDistributions:
             statistic = ((observed - expected)[positive] ** 2 / expected[positive]).sum()
             assert scipy.stats.chi2(positive.sum() - 1).sf(statistic) > 1e-3
         assert abs(counts.mean() - rate) < 5 * math.sqrt(rate / self.N)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    def test_shot_noise_ends_for_any_value(self, dtype: torch.dtype) -> None:
+        """An infinite or enormous mean once searched for ever."""
+        x = torch.tensor([[math.inf, 1e30, 2.0**26, 0.5, 0.0, -1.0, -math.inf, math.nan]], dtype=dtype)
+        leaf = x.clone().requires_grad_()
+        noisy = ops.noise(leaf, "shot", 64.0)
+        assert_same_bits(noisy.detach(), reference.noise(x, "shot", 64.0))
+        assert noisy[0, 0] == math.inf
+        assert torch.allclose(noisy[0, 1:3], x[0, 1:3])
+        assert noisy[0, 4:7].tolist() == [0, 0, 0]
+        assert noisy[0, 7].isnan()
+        torch.autograd.grad(noisy.nan_to_num().sum(), leaf)
+        out = torch.full_like(x, -5)
+        infinite = -math.inf, math.inf
+        emulated_cuda.noise(None, x.numpy(), 4, 64.0, 0, None, 0, *infinite, out.numpy())
+        assert_same_bits(out, noisy.detach())
 
     @pytest.mark.parametrize("amount", [0.0, 0.1, 0.5, 1.0])
     def test_salt_and_pepper_amounts(self, amount: float) -> None:

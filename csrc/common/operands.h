@@ -2,6 +2,7 @@
 // expected and got.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -54,9 +55,11 @@ inline void check_bounds(const char* op, double lo, double hi) {
 
 // Device values are not read back: the attacks check theirs once, not at every step.
 inline RowValue check_row_value(const char* op, const char* name, const RowArgument& argument,
-                                const View& like, const char* like_name) {
+                                const View& like, const char* like_name, bool finite = false) {
+  const char* range = finite ? " must be finite and >= 0; got " : " must be >= 0; got ";
+  const auto wrong = [finite](double v) { return !(v >= 0.0) || (finite && std::isinf(v)); };
   if (argument.per_row == nullptr) {
-    if (!(argument.scalar >= 0.0)) fail(op, name, " must be >= 0; got ", argument.scalar);
+    if (wrong(argument.scalar)) fail(op, name, range, argument.scalar);
     return {argument.scalar, nullptr};
   }
   const View& view = *argument.per_row;
@@ -72,9 +75,7 @@ inline RowValue check_row_value(const char* op, const char* name, const RowArgum
   const double* values = static_cast<const double*>(view.data);
   if (view.device == Device::cpu) {
     for (int64_t row = 0; row < rows; ++row) {
-      if (!(values[row] >= 0.0)) {
-        fail(op, name, " must be >= 0; got ", values[row], " in row ", row);
-      }
+      if (wrong(values[row])) fail(op, name, range, values[row], " in row ", row);
     }
   }
   return {0.0, values};

@@ -2,7 +2,6 @@
 
 #include "gradient_step/gradient_step.h"
 
-#include <cmath>
 #include <limits>
 #include <string>
 
@@ -84,10 +83,7 @@ void linf_start(const View& clean, const RowArgument& eps, int64_t seed, const V
   check_writable(op, "out", out);
   check_bounds(op, lo, hi);
   LinfStart start;
-  start.eps = check_row_value(op, "eps", eps, clean, "clean");
-  if (eps.per_row == nullptr && std::isinf(eps.scalar)) {
-    fail(op, "eps must be finite: there is no uniform point in an infinite ball; got ", eps.scalar);
-  }
+  start.eps = check_row_value(op, "eps", eps, clean, "clean", true);
   check_draw(op, draw);
   start.sample_ids = check_sample_ids(op, sample_ids, clean, "clean");
   if (clean.elements() == 0) return;

@@ -98,8 +98,7 @@ void in_ball(const View& x, const RowArgument& eps, int64_t norm, bool surface, 
   check_bounds(op, lo, hi);
   check_draw(op, draw);
   BallOp ball;
-  ball.eps = check_row_value(op, "eps", eps, x, "x");
-  if (eps.per_row == nullptr && std::isinf(eps.scalar)) fail(op, "eps must be finite; got inf");
+  ball.eps = check_row_value(op, "eps", eps, x, "x", true);
   ball.sample_ids = check_sample_ids(op, sample_ids, x, "x");
   if (x.elements() == 0) return;
   ball.x = x.data;

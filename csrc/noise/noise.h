@@ -119,6 +119,10 @@ BRITTLE_HD double exp_negative(double y) {
 //
 // The probability of the first outcome. For the mode it is Stirling's series; rate / mode is in [1,
 // 5/4), so ln(rate / mode) is a short series too. Relative error 1e-8.
+inline constexpr double kPoissonNegligible = 0x1p-45;
+// Above this mean a search would not end in reasonable time, and infinity has none: no noise.
+inline constexpr double kPoissonLargest = 0x1p30;
+
 struct PoissonStart {
   double first, probability;
 };
@@ -126,7 +130,7 @@ struct PoissonStart {
 BRITTLE_HD PoissonStart poisson_start(double rate) {
   constexpr double kSmall = 4.0;
   const bool small = !(rate >= kSmall);
-  const double large = small ? kSmall : rate;
+  const double large = small ? kSmall : (rate < kPoissonLargest ? rate : kPoissonLargest);
   const double mode = static_cast<double>(static_cast<int32_t>(large));
   const double inverse = 1.0 / mode;
   const double d = (large - mode) * inverse;
@@ -151,10 +155,9 @@ BRITTLE_HD PoissonStart poisson_start(double rate) {
   return {small ? 0.0 : mode, small ? power : power * scale};
 }
 
-inline constexpr double kPoissonNegligible = 0x1p-45;
-
 BRITTLE_HD double poisson_search(double rate, uint32_t word, PoissonStart start) {
   if (!(rate > 0.0)) return 0.0;
+  if (rate > kPoissonLargest) return rate;
   double left = (static_cast<double>(word) + 0.5) * 0x1p-32 - start.probability;
   double up = start.probability, down = start.probability;
   double above = start.first, below = start.first;

@@ -93,9 +93,9 @@ struct ApplyTile<T, Noise::shot> {
     for (int l = 0; l < kLanes; ++l) {
       rate[l] = scale * static_cast<double>(clean[l]);
       const PoissonStart start = poisson_start(rate[l]);
-      const bool any = rate[l] > 0.0;
+      const bool any = (rate[l] > 0.0) & (rate[l] <= kPoissonLargest);
       inverse_rate[l] = 1.0 / rate[l];
-      found[l] = any ? start.first : 0.0;
+      found[l] = any ? start.first : (rate[l] > 0.0 ? rate[l] : 0.0);
       above[l] = below[l] = start.first;
       up[l] = down[l] = start.probability;
       left[l] = any ? (static_cast<double>(words[l]) + 0.5) * 0x1p-32 - start.probability : -1.0;

@@ -53,6 +53,9 @@ def noise(
     dropout: the factor, salt and pepper: 0 where replaced, shot: straight through), and 0 where the
     result was clamped. The backward pass draws the numbers again instead of storing a mask.
 
+    Shot noise takes about ``sqrt(scale * x)`` operations an element, and leaves elements of more than 2^30
+    expected photons as they are.
+
     Args:
         x: ``[N, ...]``, float32, float64, float16 or bfloat16, any strides.
         kind: see above.

@@ -109,7 +109,8 @@ def noise_and_factor(
     word = shaped(words)
     if kind == "shot":
         rate = amount.double() * value.double()
-        noisy, factor = poisson(rate, word).to(compute) / amount, one
+        noisy = torch.where(value.isnan(), value, poisson(rate, word).to(compute) / amount)
+        factor = one
     elif kind == "salt_and_pepper":
         threshold = (exact * 2.0**31 + 0.5).to(torch.int64)
         salt, pepper = word < threshold, (0xFFFFFFFF - word) < threshold
@@ -191,6 +192,8 @@ def _last_block_word(seed: int, sample_id: int, draw: int) -> Tensor:
 def _poisson(rate: float, left: float) -> float:
     if not rate > 0:
         return 0.0
+    if rate > 2.0**30:
+        return rate
     first, p = _poisson_start(rate)
     left -= p
     up, down, above, below = p, p, first, first
