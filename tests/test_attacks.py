@@ -233,6 +233,21 @@ class TestPromises:
         losses = torch.stack([loss(points) for points in visited]).detach()
         assert torch.equal(loss(adv).detach(), losses.max(0).values)
 
+    def test_losses_are_compared_in_full_precision(self) -> None:
+        """Kept in float32, a highest loss that rounds down let later, lower losses take its place."""
+        bias = torch.rand(50, 1, dtype=torch.float64)
+        calls = []
+
+        def model(x: Tensor) -> Tensor:
+            calls.append(len(x))
+            falling = bias - 1e-12 * len(calls) + 1e-30 * x.sum(1, keepdim=True)
+            return torch.cat([falling * 0, falling], 1)
+
+        x, y = torch.full((50, 4), 0.5, dtype=torch.float64), torch.zeros(50, dtype=torch.int64)
+        adv = brittle.pgd(model, x, y, 0.2, steps=4, random_start=False, early_stop=False)
+        assert len(calls) == 5
+        assert_same_bits(adv, x)
+
     def test_restarts_go_to_the_samples_still_standing(self) -> None:
         model, (x, _) = models.make("convolutional").eval(), models.data(100)
         y = models.own_labels(model, x)

@@ -51,7 +51,7 @@ def run(
     """
     result = clean.clone()
     fooled = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
-    highest = torch.full((len(clean),), -torch.inf, device=clean.device)
+    highest = torch.full((len(clean),), -torch.inf, dtype=torch.float64, device=clean.device)
     remaining = torch.arange(len(clean), device=clean.device)
     target.expect_labels(y)
     if early_stop and not known_right:
