@@ -6,13 +6,14 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(brittle, m) {
-  // gradient_step. `exact` chooses the projection; per-row arguments are float64 [N].
+  // gradient_step. `exact` chooses the projection; per-row arguments are float64 [N]; trace is
+  // int64 [N, 3] (common/trace.h).
   m.def(
       "linf_step_(Tensor(a!) adv, Tensor grad, Tensor clean, float step_size, float eps, "
-      "float lo, float hi, bool exact) -> ()");
+      "float lo, float hi, bool exact, Tensor(b!)? trace=None) -> ()");
   m.def(
       "linf_step_.rows(Tensor(a!) adv, Tensor grad, Tensor clean, Tensor step_size, Tensor eps, "
-      "float lo, float hi, bool exact) -> ()");
+      "float lo, float hi, bool exact, Tensor(b!)? trace=None) -> ()");
   m.def(
       "sign_sweep(Tensor x, Tensor grad, float[] eps, float lo, float hi, bool keep_ball, "
       "Tensor(a!) out) -> ()");

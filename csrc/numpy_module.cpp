@@ -120,16 +120,20 @@ struct RowHolder {
 };
 
 void numpy_linf_step(const py::array& adv, const py::array& grad, const py::array& clean,
-                     const Number& step_size, const Number& eps, double lo, double hi, bool exact) {
+                     const Number& step_size, const Number& eps, double lo, double hi, bool exact,
+                     const std::optional<py::array>& trace) {
   const char* op = "linf_step_";
   const View a = writable_view_of(op, "adv", adv);
   const View g = view_of(op, "grad", grad);
   const View c = view_of(op, "clean", clean);
   const RowHolder steps(op, "step_size", step_size);
   const RowHolder balls(op, "eps", eps);
+  View traced;
+  if (trace) traced = writable_view_of(op, "trace", *trace);
   const py::gil_scoped_release unlocked;
   linf_step_(a, g, c, steps.argument, balls.argument, lo, hi,
-             exact ? Projection::exact : Projection::difference, execution());
+             exact ? Projection::exact : Projection::difference, trace ? &traced : nullptr,
+             execution());
 }
 
 void numpy_sign_sweep(const py::array& x, const py::array& grad, const std::vector<double>& eps,
@@ -214,7 +218,9 @@ py::dict build_facts() {
 
 PYBIND11_MODULE(BRITTLE_NUMPY_MODULE, m) {
   using namespace brittle;
-  m.def("linf_step_", &numpy_linf_step);
+  m.def("linf_step_", &numpy_linf_step, py::arg("adv"), py::arg("grad"), py::arg("clean"),
+        py::arg("step_size"), py::arg("eps"), py::arg("lo"), py::arg("hi"), py::arg("exact"),
+        py::arg("trace") = py::none());
   m.def("sign_sweep", &numpy_sign_sweep);
   m.def("linf_start", &numpy_linf_start);
   m.def("noise", &numpy_noise);

@@ -72,6 +72,37 @@ class TestAgainstReference:
                 )
             assert_same_bits(adv, expected)
 
+    @given(sample=step_samples(), projection=st.sampled_from(["exact", "difference"]))
+    def test_a_traced_step_has_the_same_bits_at_every_level_and_door(
+        self, sample: StepSample, projection: str
+    ) -> None:
+        arguments = sample.grad, sample.clean, sample.step_size, sample.eps, sample.bounds
+        expected_trace = empty_trace(sample.adv)
+        expected = layouts_like(sample.adv)
+        reference.linf_step_(expected, *arguments, projection=projection, trace=expected_trace)
+        for level in supported_levels():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("BRITTLE_SIMD", level)
+                adv, trace = layouts_like(sample.adv), empty_trace(sample.adv)
+                ops.linf_step_(adv, *arguments, projection=projection, trace=trace)
+            assert_same_bits(adv, expected)
+            assert trace.tolist() == expected_trace.tolist()
+        operands = [array(t) for t in arguments[:2]]
+        numbers = [a.numpy() if isinstance(a, Tensor) else a for a in arguments[2:4]]
+        adv, trace = layouts_like(sample.adv), empty_trace(sample.adv)
+        brittle.numpy.linf_step_(
+            array(adv), *operands, *numbers, sample.bounds, projection=projection, trace=trace.numpy()
+        )
+        assert_same_bits(adv, expected)
+        assert trace.tolist() == expected_trace.tolist()
+        adv, trace = layouts_like(sample.adv), empty_trace(sample.adv)
+        rows = [np.broadcast_to(n, sample.adv.shape[:1]).astype(np.float64) for n in numbers]
+        emulated_cuda.linf_step_(
+            array(adv), *operands, *rows, *sample.bounds, projection == "exact", trace.numpy()
+        )
+        assert_same_bits(adv, expected)
+        assert trace.tolist() == expected_trace.tolist()
+
     @given(sample=step_samples())
     def test_step_stays_in_ball_and_bounds_and_is_never_nan(self, sample: StepSample) -> None:
         adv = sample.adv.clone()
@@ -116,6 +147,10 @@ class TestAgainstReference:
             for count in (1, 2, 3):
                 torch.set_num_threads(count)
                 assert_same_bits(ops.linf_step_(adv.clone(), grad, clean, 0.05, eps), expected)
+                trace = empty_trace(adv)
+                traced = ops.linf_step_(adv.clone(), grad, clean, 0.05, eps, trace=trace)
+                assert_same_bits(traced, expected)
+                assert trace.tolist() == reference.step_trace(expected, grad).tolist()
                 start = ops.linf_start(clean, eps, 9)
                 sweep = ops.sign_sweep(clean, grad, [0.1, 0.2])
                 if count == 1:
@@ -139,6 +174,11 @@ def layouts_like(x: Tensor) -> Tensor:
     span = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
     copy = torch.full((span,), float("nan"), dtype=x.dtype).as_strided(x.shape, x.stride())
     return copy.copy_(x)
+
+
+def empty_trace(adv: Tensor) -> Tensor:
+    """A trace with rubbish in it."""
+    return torch.full((len(adv), 3), -77)
 
 
 class TestDoors:
@@ -202,6 +242,12 @@ class TestDoors:
                 step = np.full(rows, 0.1)
                 emulated_cuda.linf_step_(adv.numpy(), grad.numpy(), clean.numpy(), step, eps, 0.0, 1.0, True)
                 assert_same_bits(adv, expected)
+                adv.copy_(clean)
+                trace = empty_trace(adv)
+                operands = [x.numpy() for x in (adv, grad, clean)]
+                emulated_cuda.linf_step_(*operands, step, eps, 0.0, 1.0, True, trace.numpy())
+                assert_same_bits(adv, expected)
+                assert trace.tolist() == reference.step_trace(expected, grad).tolist()
 
     @given(
         gaps=st.tuples(*[st.sampled_from([0, 1, 4, 64])] * 3),
@@ -261,6 +307,90 @@ class TestHalfTypes:
             )
             expected = (clean.float() + steps.float()[:, None]).to(dtype)
             assert_same_bits(got, expected)
+
+
+class TestTrace:
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_fingerprint_is_the_sum_of_mixed_bits(self, dtype: torch.dtype) -> None:
+        """Against the definition in Python's own integers."""
+        adv = images((2, 37), dtype, (-1, 1), 8)
+        trace = empty_trace(adv)
+        ops.linf_step_(adv, torch.zeros_like(adv), adv.clone(), 0.1, 0.1, (-1, 1), trace=trace)
+        width, word = 8 * adv.element_size(), 2**64 - 1
+        for row, found in zip(bits(adv).tolist(), trace[:, 0].tolist(), strict=True):
+            total = 0
+            for i, stored in enumerate(row):
+                z = (i * 0x9E3779B97F4A7C15 + stored % 2**width) & word
+                z = ((z ^ (z >> 32)) * 0xD6E8FEB86659FD93) & word
+                z = ((z ^ (z >> 29)) * 0xBF58476D1CE4E5B9) & word
+                total += z ^ (z >> 32)
+            assert found % 2**64 == total % 2**64
+
+    def test_counts(self, device: torch.device) -> None:
+        grad = torch.tensor([[0.0, -0.0, 1e-45, 2.0, -3.0], [math.nan, math.inf, -math.inf, 1.0, 0.0]])
+        adv = torch.full_like(grad, 0.5).to(device)
+        trace = empty_trace(adv).to(device)
+        ops.linf_step_(adv, grad.to(device), adv.clone(), 0.1, 0.1, trace=trace)
+        assert trace[:, 1:].tolist() == [[3, 0], [1, 3]]
+
+    def test_one_bit_and_one_exchange_are_noticed(self) -> None:
+        x = torch.rand(1, 5000).repeat(4, 1)
+        x[1, 4321] = torch.nextafter(x[1, 4321], torch.tensor(2.0))
+        x[2, [17, 18]] = x[2, [18, 17]]
+        trace = empty_trace(x)
+        ops.linf_step_(x, torch.zeros_like(x), x.clone(), 0.0, 0.0, trace=trace)
+        prints = trace[:, 0].tolist()
+        assert prints[0] == prints[3]
+        assert len(set(prints)) == 3
+
+    def test_a_cycle_is_found(self) -> None:
+        """On a parabola a fixed step hops over the minimum for ever: the point of two steps ago returns."""
+        clean = torch.full((1, 3), 0.52)
+        adv, prints = clean.clone(), []
+        for _ in range(8):
+            trace = empty_trace(adv)
+            ops.linf_step_(adv, 0.5 - adv, clean, 0.25, 0.25, trace=trace)
+            prints.append(trace[0, 0].item())
+        assert prints[-1] == prints[-3]
+        assert prints[-1] != prints[-2]
+
+    @pytest.mark.parametrize("shape", [(0, 3), (4, 0), (0,)])
+    def test_empty(self, shape: tuple[int, ...], device: torch.device) -> None:
+        adv = torch.empty(shape, device=device)
+        trace = empty_trace(adv).to(device)
+        ops.linf_step_(adv, adv.clone(), adv.clone(), 0.1, 0.1, trace=trace)
+        assert trace.tolist() == [[0, 0, 0]] * shape[0]
+        emulated = empty_trace(adv)
+        rows = [x.cpu().numpy() for x in (adv, adv.clone(), adv.clone())]
+        emulated_cuda.linf_step_(*rows, 0.1, 0.1, 0.0, 1.0, True, emulated.numpy())
+        assert emulated.tolist() == trace.tolist()
+
+    @pytest.mark.parametrize(
+        ("trace", "message"),
+        [
+            (torch.zeros(3, 3, dtype=torch.int64), r"trace must be \[N, 3\]; got \[3, 3\] for N = 4"),
+            (torch.zeros(4, 2, dtype=torch.int64), r"trace must be \[N, 3\]; got \[4, 2\] for N = 4"),
+            (torch.zeros(12, dtype=torch.int64), r"trace must be \[N, 3\]; got \[12\] for N = 4"),
+            (torch.zeros(4, 3), "trace must be int64; got float32"),
+            (torch.zeros(3, 4, dtype=torch.int64).t(), "trace must be contiguous"),
+        ],
+    )
+    def test_bad_trace(self, trace: Tensor, message: str) -> None:
+        adv = torch.rand(4, 5)
+        before, rubbish = adv.clone(), trace.clone()
+        with pytest.raises(ValueError, match="linf_step_: " + message):
+            ops.linf_step_(adv, adv.clone(), adv.clone(), 0.1, 0.1, trace=trace)
+        with pytest.raises(ValueError, match="linf_step_: " + message):
+            brittle.numpy.linf_step_(
+                adv.numpy(), before.numpy(), before.numpy(), 0.1, 0.1, trace=trace.numpy()
+            )
+        assert torch.equal(adv, before)
+        assert torch.equal(trace, rubbish)
+
+    def test_a_point_without_rows_has_no_trace(self) -> None:
+        x = torch.tensor(0.5)
+        with pytest.raises(ValueError, match=r"trace must be \[N, 3\]"):
+            ops.linf_step_(x, x.clone(), x.clone(), 0.1, 0.1, trace=torch.zeros(1, 3, dtype=torch.int64))
 
 
 class TestMeaning:
@@ -369,11 +499,16 @@ class TestOnTheGpu:
             projection=projection,
         )
         move = [t.cuda() if isinstance(t, Tensor) else t for t in (sample.step_size, sample.eps)]
-        adv = sample.adv.cuda()
+        adv, trace = sample.adv.cuda(), empty_trace(sample.adv).cuda()
         ops.linf_step_(
             adv, sample.grad.cuda(), sample.clean.cuda(), *move, sample.bounds, projection=projection
         )
         assert_same_bits(adv.cpu(), expected)
+        adv = sample.adv.cuda()
+        grad, clean = sample.grad.cuda(), sample.clean.cuda()
+        ops.linf_step_(adv, grad, clean, *move, sample.bounds, projection=projection, trace=trace)
+        assert_same_bits(adv.cpu(), expected)
+        assert trace.tolist() == reference.step_trace(adv.cpu(), grad.cpu()).tolist()
 
     @given(sample=step_samples(), seed=st.integers(0, 2**63 - 1))
     def test_sweep_and_start(self, sample: StepSample, seed: int) -> None:
@@ -422,11 +557,14 @@ class TestTorch:
         grad = torch.randn_like(x).contiguous(memory_format=torch.channels_last)
         rows = torch.rand(3, dtype=torch.float64, device=device)
         ids = torch.tensor([5, 1, 2], device=device)
+        trace = torch.zeros(3, 3, dtype=torch.int64, device=device)
         brittle_ops = torch.ops.brittle
         return [
             (brittle_ops.linf_step_.default, (x.clone(), grad, x, 0.1, 0.05, 0.0, 1.0, True)),
             (brittle_ops.linf_step_.default, (x.clone(), grad, x, 0.1, 0.05, 0.0, 1.0, False)),
             (brittle_ops.linf_step_.rows, (x.clone(), grad, x, rows, rows, 0.0, 1.0, True)),
+            (brittle_ops.linf_step_.default, (x.clone(), grad, x, 0.1, 0.05, 0.0, 1.0, True, trace)),
+            (brittle_ops.linf_step_.rows, (x.clone(), grad, x, rows, rows, 0.0, 1.0, True, trace)),
             (
                 brittle_ops.sign_sweep.default,
                 (x, grad, [0.1, 0.2], 0.0, 1.0, True, x.new_empty(2, 3, 2, 5, 5)),
@@ -442,9 +580,10 @@ class TestTorch:
     def test_compile_fullgraph(self, device: torch.device) -> None:
         def attack(x: Tensor, grad: Tensor, eps: Tensor) -> Tensor:
             adv = ops.linf_start(x, 0.03, seed=3)
+            trace = torch.zeros(4, 3, dtype=torch.int64, device=x.device)
             ops.linf_step_(adv, grad, x, 0.01, 0.03)
-            ops.linf_step_(adv, grad, x, 0.01, eps)
-            return adv + ops.sign_sweep(x, grad, [0.01, 0.02])[1]
+            ops.linf_step_(adv, grad, x, 0.01, eps, trace=trace)
+            return adv + ops.sign_sweep(x, grad, [0.01, 0.02])[1] + trace[:, 1, None, None, None]
 
         x, grad = torch.rand(4, 3, 6, 6, device=device), torch.randn(4, 3, 6, 6, device=device)
         eps = torch.rand(4, dtype=torch.float64, device=device)

@@ -6,11 +6,12 @@
 #include <string>
 
 #include "common/operands.h"
+#include "common/trace.h"
 
 namespace brittle {
 void linf_step_(const View& adv, const View& grad, const View& clean, const RowArgument& step_size,
                 const RowArgument& eps, double lo, double hi, Projection projection,
-                const Execution& execution) {
+                const View* trace, const Execution& execution) {
   const char* op = "linf_step_";
   check_floating(op, "adv", adv);
   check_like(op, "grad", grad, "adv", adv);
@@ -20,11 +21,13 @@ void linf_step_(const View& adv, const View& grad, const View& clean, const RowA
   LinfStep step;
   step.step_size = check_row_value(op, "step_size", step_size, adv, "adv");
   step.eps = check_row_value(op, "eps", eps, adv, "adv");
-  if (adv.elements() == 0) return;
+  step.trace = check_trace(op, trace, adv, "adv");
+  if (adv.elements() == 0 && trace == nullptr) return;
   step.adv = adv.data;
   step.grad = grad.data;
   step.clean = clean.data;
-  const bool by_row = step.step_size.per_row != nullptr || step.eps.per_row != nullptr;
+  const bool by_row =
+      step.step_size.per_row != nullptr || step.eps.per_row != nullptr || step.trace != nullptr;
   step.layout = make_layout<3>({adv, grad, clean}, {by_row, false});
   step.dtype = adv.dtype;
   step.lo = lo;

@@ -126,7 +126,25 @@ struct LinfStep {
   RowValue step_size, eps;
   double lo, hi;
   Projection projection;
+  int64_t* trace;  // [N, 3] (trace.h), or null
 };
+
+// Calls body with the element type, the projection and whether there is a trace, all as types.
+template <class Body>
+void visit_linf_step(const LinfStep& op, const Body& body) {
+  if (op.layout.rows * op.layout.row_elements == 0) return;
+  visit_dtype(op.dtype, [&](auto zero) {
+    const auto with_projection = [&](auto projection) {
+      op.trace ? body(zero, projection, std::true_type{})
+               : body(zero, projection, std::false_type{});
+    };
+    if (op.projection == Projection::exact) {
+      with_projection(std::integral_constant<Projection, Projection::exact>{});
+    } else {
+      with_projection(std::integral_constant<Projection, Projection::difference>{});
+    }
+  });
+}
 
 struct SignSweep {
   const void* x;
@@ -171,7 +189,7 @@ void linf_start_cuda(const LinfStart& op, const Execution& execution);
 
 void linf_step_(const View& adv, const View& grad, const View& clean, const RowArgument& step_size,
                 const RowArgument& eps, double lo, double hi, Projection projection,
-                const Execution& execution);
+                const View* trace, const Execution& execution);
 void sign_sweep(const View& x, const View& grad, const std::vector<double>& eps, double lo,
                 double hi, bool keep_ball, const View& out, const Execution& execution);
 void linf_start(const View& clean, const RowArgument& eps, int64_t seed, const View* sample_ids,

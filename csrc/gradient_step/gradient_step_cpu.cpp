@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "common/philox_cpu.h"
+#include "common/trace.h"
 #include "common/walk.h"
 #include "gradient_step/gradient_step.h"
 
@@ -63,7 +64,7 @@ struct StartTile {
   }
 };
 
-template <class T, Projection projection>
+template <class T, Projection projection, bool traced>
 void linf_step_typed(const LinfStep& op, const Execution& execution) {
   T* const adv = static_cast<T*>(op.adv);
   const T* const grad = static_cast<const T*>(op.grad);
@@ -77,11 +78,14 @@ void linf_step_typed(const LinfStep& op, const Execution& execution) {
           T* const a = adv + span.offset[0];
           const T* const g = grad + span.offset[1];
           const T* const c = clean + span.offset[2];
-          if (span.count == 1 ||
-              (span.stride[0] == 1 && span.stride[1] == 1 && span.stride[2] == 1)) {
-            simd::call<StepTile<T, projection>>(level, a, g, c, span.count, numbers);
-            return;
+          if constexpr (!traced) {
+            if (span.count == 1 ||
+                (span.stride[0] == 1 && span.stride[1] == 1 && span.stride[2] == 1)) {
+              simd::call<StepTile<T, projection>>(level, a, g, c, span.count, numbers);
+              return;
+            }
           }
+          [[maybe_unused]] TraceSums sums;
           T tiles[3][kTile];
           for (int64_t done = 0; done < span.count; done += kTile) {
             const int64_t count = std::min(kTile, span.count - done);
@@ -93,7 +97,11 @@ void linf_step_typed(const LinfStep& op, const Execution& execution) {
                 gathered(c + done * span.stride[2], span.stride[2], count, tiles[2]);
             simd::call<StepTile<T, projection>>(level, const_cast<T*>(at), gt, ct, count, numbers);
             if (at == tiles[0]) scatter(at, count, target, span.stride[0]);
+            if constexpr (traced) {
+              simd::call<TraceTile<T>>(level, at, gt, span.first + done, count, &sums);
+            }
           }
+          if constexpr (traced) add_trace(op.trace, span.row, sums);
         });
       });
 }
@@ -101,13 +109,10 @@ void linf_step_typed(const LinfStep& op, const Execution& execution) {
 }  // namespace
 
 void linf_step_cpu(const LinfStep& op, const Execution& execution) {
-  visit_dtype(op.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    if (op.projection == Projection::exact) {
-      linf_step_typed<T, Projection::exact>(op, execution);
-    } else {
-      linf_step_typed<T, Projection::difference>(op, execution);
-    }
+  if (op.trace != nullptr) clear_trace(op.trace, op.layout.rows);
+  visit_linf_step(op, [&](auto zero, auto projection, auto traced) {
+    linf_step_typed<decltype(zero), decltype(projection)::value, decltype(traced)::value>(
+        op, execution);
   });
 }
 

@@ -10,6 +10,7 @@
 
 #include "common/grid.h"
 #include "common/launch.cuh"
+#include "common/trace.cuh"
 #include "gradient_step/gradient_step.h"
 
 namespace brittle {
@@ -69,7 +70,7 @@ __device__ void store(T* to, const Pack<T>& pack) {
   *reinterpret_cast<Pack<T>*>(to) = pack;
 }
 
-template <class T, Projection projection>
+template <class T, Projection projection, bool traced>
 __global__ void __launch_bounds__(kThreads) linf_step_dense(LinfStep op) {
   for (int64_t row = blockIdx.y; row < op.layout.rows; row += gridDim.y) {
     T* const adv = static_cast<T*>(op.adv) + row * op.layout.row_stride[0];
@@ -78,10 +79,13 @@ __global__ void __launch_bounds__(kThreads) linf_step_dense(LinfStep op) {
     const auto numbers =
         linf_numbers<T, projection>(op.step_size.at(row), op.eps.at(row), op.lo, op.hi);
     const int64_t count = op.layout.row_elements;
+    [[maybe_unused]] TraceSums sums;
     walk_row<T>(
         count, pack_range<T>(count, adv, grad, clean),
         [&](int64_t i) {
-          adv[i] = linf_step_element<T, projection>(adv[i], grad[i], clean[i], numbers);
+          const T moved = linf_step_element<T, projection>(adv[i], grad[i], clean[i], numbers);
+          adv[i] = moved;
+          if constexpr (traced) trace_element(moved, grad[i], i, sums);
         },
         [&](int64_t head, int64_t first, int64_t packs) {
           Pack<T> a[kUnroll], g[kUnroll], c[kUnroll];
@@ -102,19 +106,24 @@ __global__ void __launch_bounds__(kThreads) linf_step_dense(LinfStep op) {
             for (int l = 0; l < Pack<T>::kCount; ++l) {
               a[u].lane[l] = linf_step_element<T, projection>(a[u].lane[l], g[u].lane[l],
                                                               c[u].lane[l], numbers);
+              if constexpr (traced) {
+                trace_element(a[u].lane[l], g[u].lane[l], head + p * Pack<T>::kCount + l, sums);
+              }
             }
             store(adv + head + p * Pack<T>::kCount, a[u]);
           }
         });
+    if constexpr (traced) add_warp_trace(op.trace, row, sums);
   }
 }
 
-template <class T, Projection projection>
+template <class T, Projection projection, bool traced>
 __global__ void __launch_bounds__(kThreads) linf_step_strided(LinfStep op) {
   const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t row = blockIdx.y; row < op.layout.rows; row += gridDim.y) {
     const auto numbers =
         linf_numbers<T, projection>(op.step_size.at(row), op.eps.at(row), op.lo, op.hi);
+    [[maybe_unused]] TraceSums sums;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
          i < op.layout.row_elements; i += threads) {
       T* const adv =
@@ -123,8 +132,11 @@ __global__ void __launch_bounds__(kThreads) linf_step_strided(LinfStep op) {
           static_cast<const T*>(op.grad)[row * op.layout.row_stride[1] + op.layout.offset(1, i)];
       const T clean =
           static_cast<const T*>(op.clean)[row * op.layout.row_stride[2] + op.layout.offset(2, i)];
-      *adv = linf_step_element<T, projection>(*adv, grad, clean, numbers);
+      const T moved = linf_step_element<T, projection>(*adv, grad, clean, numbers);
+      *adv = moved;
+      if constexpr (traced) trace_element(moved, grad, i, sums);
     }
+    if constexpr (traced) add_warp_trace(op.trace, row, sums);
   }
 }
 
@@ -224,12 +236,12 @@ dim3 grid_of(int64_t rows, int64_t work_per_row, int device) {
   return dim3(grid.x, grid.y);
 }
 
-template <class T, Projection projection>
+template <class T, Projection projection, bool traced>
 void linf_step_typed(const LinfStep& op, const Execution& execution) {
   const bool dense = op.layout.dense();
   const int64_t work =
       dense ? op.layout.row_elements / (Pack<T>::kCount * kUnroll) + 1 : op.layout.row_elements;
-  launch(dense ? linf_step_dense<T, projection> : linf_step_strided<T, projection>,
+  launch(dense ? linf_step_dense<T, projection, traced> : linf_step_strided<T, projection, traced>,
          grid_of(op.layout.rows, work, execution.device_index), dim3(kThreads), execution.stream,
          op);
 }
@@ -238,13 +250,10 @@ void linf_step_typed(const LinfStep& op, const Execution& execution) {
 
 void linf_step_cuda(const LinfStep& op, const Execution& execution) {
   const CurrentDevice current(execution.device_index);
-  visit_dtype(op.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    if (op.projection == Projection::exact) {
-      linf_step_typed<T, Projection::exact>(op, execution);
-    } else {
-      linf_step_typed<T, Projection::difference>(op, execution);
-    }
+  if (op.trace != nullptr) clear_trace_cuda(op.trace, op.layout.rows, execution.stream);
+  visit_linf_step(op, [&](auto zero, auto projection, auto traced) {
+    linf_step_typed<decltype(zero), decltype(projection)::value, decltype(traced)::value>(
+        op, execution);
   });
 }
 

@@ -14,28 +14,44 @@ namespace {
 
 using torch::stable::Tensor;
 
+// The View of a tensor that may be left out.
+class OptionalView {
+ public:
+  OptionalView(const char* op, const char* name, const std::optional<Tensor>& tensor)
+      : given_(tensor.has_value()) {
+    if (given_) view_ = view_of(op, name, *tensor);
+  }
+  const View* get() const { return given_ ? &view_ : nullptr; }
+
+ private:
+  bool given_;
+  View view_;
+};
+
 Projection projection_for(bool exact) {
   return exact ? Projection::exact : Projection::difference;
 }
 
 void step(const Tensor& adv, const Tensor& grad, const Tensor& clean, const RowArgument& step_size,
-          const RowArgument& eps, double lo, double hi, bool exact) {
+          const RowArgument& eps, double lo, double hi, bool exact,
+          const std::optional<Tensor>& trace) {
   const char* op = "linf_step_";
   const View out = view_of(op, "adv", adv);
+  const OptionalView traced(op, "trace", trace);
   linf_step_(out, view_of(op, "grad", grad), view_of(op, "clean", clean), step_size, eps, lo, hi,
-             projection_for(exact), execution_for(out));
+             projection_for(exact), traced.get(), execution_for(out));
 }
 
 void torch_linf_step(Tensor adv, Tensor grad, Tensor clean, double step_size, double eps, double lo,
-                     double hi, bool exact) {
-  step(adv, grad, clean, {step_size, nullptr}, {eps, nullptr}, lo, hi, exact);
+                     double hi, bool exact, std::optional<Tensor> trace) {
+  step(adv, grad, clean, {step_size, nullptr}, {eps, nullptr}, lo, hi, exact, trace);
 }
 
 void torch_linf_step_rows(Tensor adv, Tensor grad, Tensor clean, Tensor step_size, Tensor eps,
-                          double lo, double hi, bool exact) {
+                          double lo, double hi, bool exact, std::optional<Tensor> trace) {
   const View steps = view_of("linf_step_", "step_size", step_size);
   const View balls = view_of("linf_step_", "eps", eps);
-  step(adv, grad, clean, {0.0, &steps}, {0.0, &balls}, lo, hi, exact);
+  step(adv, grad, clean, {0.0, &steps}, {0.0, &balls}, lo, hi, exact, trace);
 }
 
 void torch_sign_sweep(Tensor x, Tensor grad, std::vector<double> eps, double lo, double hi,

@@ -35,6 +35,7 @@ def linf_step_(
     bounds: Bounds = (0.0, 1.0),
     *,
     projection: str = "exact",
+    trace: Array | None = None,
 ) -> Array:
     """Move ``adv`` by ``step_size * sign(grad)``, in place, then back into the Linf ball and the bounds.
 
@@ -47,7 +48,7 @@ def linf_step_(
         raise ValueError(f"linf_step_: projection must be 'exact' or 'difference'; got {projection!r}")
     if isinstance(step_size, np.ndarray) or isinstance(eps, np.ndarray):
         step_size, eps = _per_row(step_size, adv), _per_row(eps, adv)
-    _door.linf_step_(adv, grad, clean, step_size, eps, *bounds, projection == "exact")
+    _door.linf_step_(adv, grad, clean, step_size, eps, *bounds, projection == "exact", trace)
     return adv
 
 

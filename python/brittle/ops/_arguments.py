@@ -19,12 +19,12 @@ def signed64(op: str, seed: int) -> int:
     return seed - 2**64 if seed >= 2**63 else seed
 
 
-def written(tensor: Tensor) -> Tensor:
-    """Tell autograd that a kernel wrote to the tensor; returns it.
+def written(tensor: Tensor, *others: Tensor | None) -> Tensor:
+    """Tell autograd that a kernel wrote to the tensor, and to others where given; returns it.
 
     A graph that saved the old values then refuses to use them. While compiling, the mutation is
     declared by the schema.
     """
     if not torch.compiler.is_compiling():
-        torch.autograd.graph.increment_version(tensor)
+        torch.autograd.graph.increment_version([t for t in (tensor, *others) if t is not None])
     return tensor

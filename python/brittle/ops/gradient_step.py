@@ -11,6 +11,10 @@ Shared by all three operators:
 * Given a clean point inside the bounds, every result is inside the bounds and within eps of it, exactly,
   as ``(adv - clean).abs()`` recomputes it in the tensor's dtype. No finite input gives a NaN.
 * An element whose gradient is zero, NaN or infinite does not move.
+* ``trace``, int64 ``[N, 3]``, is overwritten with what a step tells of itself: ``[:, 0]`` a fingerprint of
+  the row's new point (a 64-bit hash of its stored bits in ``adv``'s memory order), ``[:, 1]`` how many of its
+  gradient's elements are finite and not zero, ``[:, 2]`` how many are NaN or infinite. A step of fixed length
+  is a deterministic map of a finite set, so a fingerprint that returns means a trajectory that cycles.
 * None of them is differentiable, and none uses the global random generator.
 """
 
@@ -37,6 +41,7 @@ def linf_step_(
     bounds: Bounds = (0.0, 1.0),
     *,
     projection: str = "exact",
+    trace: Tensor | None = None,
 ) -> Tensor:
     """Move ``adv`` by ``step_size * sign(grad)``, in place, then back into the Linf ball and the bounds.
 
@@ -52,13 +57,14 @@ def linf_step_(
         projection: ``"exact"`` keeps the recomputed distance at or under eps. ``"difference"`` clamps
             ``adv - clean`` and adds it back, rounding as torchattacks, foolbox, ART and cleverhans do, which
             can end one ulp outside.
+        trace: ``[N, 3]`` int64, contiguous, to be overwritten; by default none.
 
     Returns:
         ``adv``.
 
     Raises:
         ValueError: shapes, dtypes or devices differ; eps or step_size is negative, NaN or of wrong shape;
-            lo >= hi; adv is an expanded tensor.
+            lo >= hi; adv is an expanded tensor; trace is not int64 ``[N, 3]``.
 
     References:
         Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
@@ -74,10 +80,10 @@ def linf_step_(
     exact = _is_exact(projection)
     if isinstance(step_size, Tensor) or isinstance(eps, Tensor):
         steps, balls = per_row(step_size, adv), per_row(eps, adv)
-        _ops.linf_step_.rows(adv, grad, clean, steps, balls, lo, hi, exact)
+        _ops.linf_step_.rows(adv, grad, clean, steps, balls, lo, hi, exact, trace)
     else:
-        _ops.linf_step_.default(adv, grad, clean, step_size, eps, lo, hi, exact)
-    return written(adv)
+        _ops.linf_step_.default(adv, grad, clean, step_size, eps, lo, hi, exact, trace)
+    return written(adv, trace)
 
 
 def sign_sweep(

@@ -3,7 +3,7 @@
 Slow, readable, and free of the library: nothing here is called by it.
 """
 
-from brittle.reference.gradient_step import linf_start, linf_step_, sign_sweep
+from brittle.reference.gradient_step import linf_start, linf_step_, sign_sweep, step_trace
 from brittle.reference.noise import (
     gaussian_numbers,
     in_ball,
@@ -28,4 +28,5 @@ __all__ = [
     "sample_words",
     "sign_sweep",
     "sine_cosine",
+    "step_trace",
 ]

@@ -25,8 +25,67 @@ def linf_step_(
     bounds: tuple[float, float] = (0.0, 1.0),
     *,
     projection: str = "exact",
+    trace: Tensor | None = None,
 ) -> Tensor:
     """``adv <- project(adv + step_size * sign(grad))``; a zero, NaN or infinite gradient moves nothing."""
+    _linf_step_(adv, grad, clean, step_size, eps, bounds, projection)
+    if trace is not None:
+        trace.copy_(step_trace(adv, grad))
+    return adv
+
+
+def step_trace(adv: Tensor, grad: Tensor) -> Tensor:
+    """What ``trace`` holds after a step to ``adv`` along ``grad``: ``[N, 3]``."""
+    if not adv.numel():
+        return torch.zeros(len(adv), 3, dtype=torch.int64)
+    grad = grad.reshape(len(grad), -1)
+    finite = grad.isfinite()
+    columns = [fingerprint(adv), (finite & (grad != 0)).sum(1), (~finite).sum(1)]
+    return torch.stack(columns, 1)
+
+
+def fingerprint(x: Tensor) -> Tensor:
+    """A 64-bit hash of each row's stored bits and their places in memory, int64 ``[N]``.
+
+    Sums and products are modulo 2**64.
+    """
+    rows = memory_order(x)
+    width = 8 * x.element_size()
+    stored = rows.view(_BITS[x.dtype]).to(torch.int64)
+    z = stored & (2**width - 1) if width < 64 else stored
+    z = z + torch.arange(rows.shape[1]) * _signed(0x9E3779B97F4A7C15)
+    z = (z ^ _shifted(z, 32)) * _signed(0xD6E8FEB86659FD93)
+    z = (z ^ _shifted(z, 29)) * _signed(0xBF58476D1CE4E5B9)
+    return (z ^ _shifted(z, 32)).sum(1)
+
+
+def memory_order(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """``x`` as ``[N, elements]``, each row's elements in the order that ``like`` (or ``x``) has in memory."""
+    strides = (x if like is None else like).stride()
+    inner = [d for d in range(1, x.dim()) if x.shape[d] > 1]
+    order = sorted(inner, key=lambda d: -strides[d])
+    unit = [d for d in range(1, x.dim()) if x.shape[d] == 1]
+    return x.permute(0, *order, *unit).reshape(len(x), -1)
+
+
+def _shifted(z: Tensor, count: int) -> Tensor:
+    """A logical shift to the right."""
+    return z.bitwise_right_shift(count).bitwise_and(2 ** (64 - count) - 1)
+
+
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _linf_step_(
+    adv: Tensor,
+    grad: Tensor,
+    clean: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    bounds: tuple[float, float],
+    projection: str,
+) -> Tensor:
     dtype, compute = adv.dtype, _compute(adv.dtype)
     direction = torch.where(torch.isfinite(grad), grad, 0).to(compute).sign()
     step = _column(step_size, adv)

@@ -177,6 +177,14 @@ T __shfl_sync(unsigned, T value, int lane) {
   return brittle::emulation::shuffle(value, static_cast<unsigned>(lane));
 }
 
+// Fibers only ever stop at barriers and shuffles, so a plain addition is atomic.
+template <class T>
+T atomicAdd(T* target, T value) {
+  const T old = *target;
+  *target += value;
+  return old;
+}
+
 namespace brittle {
 
 class CurrentDevice {
