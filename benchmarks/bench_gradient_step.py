@@ -1,11 +1,10 @@
 """The gradient_step room against copying, torch.compile, eager code, and the peers' expressions."""
 
-import brittle
 import pytest
 import torch
 from brittle import ops
 from conftest import Versus
-from torch import Tensor, nn
+from torch import Tensor
 
 EPS, STEP = 8 / 255, 2 / 255
 
@@ -158,74 +157,105 @@ def bench_sign_sweep(versus: Versus, device: torch.device) -> None:
     )
 
 
-def network(device: torch.device) -> nn.Module:
-    """Untrained, its logits centred, so that predictions hang on the input and can be changed."""
-    torch.manual_seed(0)
-    head = nn.Linear(64, 10)
-    model = nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1),
-        nn.BatchNorm2d(32),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3, 2, 1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        head,
-    ).eval()
-    with torch.no_grad():
-        head.bias -= model(torch.rand(256, 3, 32, 32)).mean(0)
-    return model.to(device)
+def bench_linf_step_with_trace(versus: Versus, device: torch.device) -> None:
+    """What the engine's turn takes: an amount for each row, and a fingerprint of each."""
+    adv, grad, clean = tensors((64, 3, 224, 224), device)
+    target, a, b = torch.empty_like(adv), adv.clone(), adv.clone()
+    step, eps = (torch.full((64,), v, dtype=torch.float64, device=device) for v in (STEP, EPS))
+    trace = torch.empty(64, 3, dtype=torch.int64, device=device)
 
-
-def bench_fgsm_curve(versus: Versus, device: torch.device) -> None:
-    """A whole accuracy-versus-epsilon curve against the peer's FGSM at each epsilon."""
-    torchattacks = pytest.importorskip("torchattacks")
-    model = network(device)
-    x = torch.rand(256, 3, 32, 32, device=device)
-    y = model(x).argmax(1)
-    epsilons = [k / 255 for k in (1, 2, 4, 6, 8, 12, 16, 32)]
-
-    def ours() -> list[float]:
-        return brittle.evaluation.accuracy_vs_epsilon(model, (x, y), epsilons).accuracy
-
-    def theirs() -> list[float]:
-        accuracy = []
-        for eps in epsilons:
-            adv = torchattacks.FGSM(model, eps=eps)(x, y)
-            with torch.no_grad():
-                accuracy.append((model(adv).argmax(1) == y).double().mean().item())
-        return accuracy
-
-    note = f"accuracy at 8/255: ours {ours()[4]:.3f}, theirs {theirs()[4]:.3f}"
-    # 1 forward-backward and 8 forwards, against 8 of each and 8 forwards.
     versus(
-        "FGSM curve, 8 epsilons, small CNN",
-        ours,
-        {"torchattacks": theirs},
-        targets={"torchattacks": ">= 2"},
-        rounds=9,
-        notes={"torchattacks": note},
+        "Linf step with trace",
+        lambda: ops.linf_step_(a, grad, clean, step, eps, trace=trace),
+        {
+            "copy of one tensor": lambda: target.copy_(adv),
+            "without the trace": lambda: ops.linf_step_(b, grad, clean, STEP, EPS),
+            "eager, out of place": lambda: eager(adv, grad, clean),
+        },
     )
 
 
-def bench_pgd(versus: Versus, device: torch.device) -> None:
-    """PGD-10, every step for every sample: what the loop costs beside the model's own passes."""
-    torchattacks = pytest.importorskip("torchattacks")
-    model = network(device)
-    x = torch.rand(128, 3, 32, 32, device=device)
-    y = model(x).argmax(1)
+def eager_l2(adv: Tensor, grad: Tensor, clean: Tensor, step: float, eps: float) -> Tensor:
+    """The operations of torchattacks' PGDL2 after the backward pass."""
 
-    def bare() -> None:
-        model.requires_grad_(False)
-        leaf = x.clone().requires_grad_()
-        for _ in range(10):
-            torch.autograd.grad(nn.functional.cross_entropy(model(leaf), y, reduction="sum"), leaf)
-        model.requires_grad_(True)
+    def norms(t: Tensor) -> Tensor:
+        return torch.norm(t.view(len(t), -1), p=2, dim=1).view(-1, 1, 1, 1)
 
-    peer = torchattacks.PGD(model, eps=EPS, alpha=STEP, steps=10)
+    adv = adv + step * (grad / (norms(grad) + 1e-10))
+    delta = adv - clean
+    factor = torch.min(eps / norms(delta), torch.ones_like(norms(delta)))
+    return torch.clamp(clean + delta * factor, 0, 1)
+
+
+def eager_l1(adv: Tensor, grad: Tensor, clean: Tensor, step: float, eps: float, k: int) -> Tensor:
+    """The k largest elements move; then foolbox's projection, by sorting, and its clipping."""
+    n = len(adv)
+    flat = grad.flatten(1)
+    at_least = flat.abs().topk(k, dim=1).values[:, -1:]
+    adv = adv + (flat.sign() * (flat.abs() >= at_least)).view_as(adv) * (step / k)
+    delta = (adv - clean).flatten(1)
+    size = delta.abs()
+    ordered = size.sort(dim=1, descending=True).values
+    ranks = torch.arange(1, size.shape[1] + 1, device=adv.device)
+    excess = (ordered.cumsum(1) - eps) / ranks
+    count = (ordered > excess).sum(1, keepdim=True)
+    shrunk = delta.sign() * (size - excess.gather(1, count - 1)).clamp(min=0)
+    inside = size.sum(1, keepdim=True) <= eps
+    return torch.clamp(clean + torch.where(inside, delta, shrunk).view(n, *adv.shape[1:]), 0, 1)
+
+
+def eager_momentum(adv: Tensor, grad: Tensor, momentum: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """The operations of torchattacks' MIFGSM after the backward pass."""
+    momentum = momentum * 1.0 + grad / grad.abs().mean((1, 2, 3), keepdim=True)
+    return eager(adv, momentum, clean), momentum
+
+
+SHAPES = pytest.mark.parametrize("shape", [(64, 3, 224, 224), (128, 3, 32, 32)], ids=str)
+
+
+@SHAPES
+def bench_l2_step(versus: Versus, device: torch.device, shape: tuple[int, ...]) -> None:
+    adv, grad, clean = tensors(shape, device)
+    target, a = torch.empty_like(adv), adv.clone()
+    eps = 0.5 * EPS * clean[0].numel() ** 0.5  # the iterate is at its edge: every step projects
     versus(
-        "PGD-10, small CNN, every step",
-        lambda: brittle.pgd(model, x, y, EPS, steps=10, step_size=STEP, compat="torchattacks"),
-        {"bare forward + input gradient": bare, "torchattacks": lambda: peer(x, y)},
+        f"L2 step {shape}",
+        lambda: ops.l2_step_(a, grad, clean, eps / 4, eps),
+        {
+            "copy of one tensor": lambda: target.copy_(adv),
+            "eager, out of place": lambda: eager_l2(adv, grad, clean, eps / 4, eps),
+        },
+    )
+
+
+@SHAPES
+def bench_l1_step(versus: Versus, device: torch.device, shape: tuple[int, ...]) -> None:
+    adv, grad, clean = tensors(shape, device)
+    target, a = torch.empty_like(adv), adv.clone()
+    elements = clean[0].numel()
+    eps, k = 0.25 * EPS * elements, elements // 100
+    versus(
+        f"L1 step {shape}",
+        lambda: ops.l1_step_(a, grad, clean, eps / 4, eps, k),
+        {
+            "copy of one tensor": lambda: target.copy_(adv),
+            "eager, out of place": lambda: eager_l1(adv, grad, clean, eps / 4, eps, k),
+        },
         rounds=9,
+        warm_up=1,
+    )
+
+
+@SHAPES
+def bench_momentum_step(versus: Versus, device: torch.device, shape: tuple[int, ...]) -> None:
+    adv, grad, clean = tensors(shape, device)
+    target, a, momentum = torch.empty_like(adv), adv.clone(), torch.zeros_like(adv)
+    theirs = torch.zeros_like(adv)
+    versus(
+        f"momentum step {shape}",
+        lambda: ops.momentum_step_(a, grad, momentum, clean, STEP, EPS, normalize="mean"),
+        {
+            "copy of one tensor": lambda: target.copy_(adv),
+            "eager, out of place": lambda: eager_momentum(adv, grad, theirs, clean),
+        },
     )

@@ -23,6 +23,29 @@ STABLE_TORCH_LIBRARY(brittle, m) {
   m.def(
       "linf_start.rows(Tensor clean, Tensor eps, int seed, Tensor? sample_ids, int draw, "
       "float lo, float hi, Tensor(a!) out) -> ()");
+  // k, a count, is a float like the other arguments that may be per row.
+  m.def(
+      "l1_step_(Tensor(a!) adv, Tensor grad, Tensor clean, float step_size, float eps, float k, "
+      "float lo, float hi, Tensor(b!)? trace=None) -> ()");
+  m.def(
+      "l1_step_.rows(Tensor(a!) adv, Tensor grad, Tensor clean, Tensor step_size, Tensor eps, "
+      "Tensor k, float lo, float hi, Tensor(b!)? trace=None) -> ()");
+  // projection and floor count brittle::L2Projection and brittle::NormFloor.
+  m.def(
+      "l2_step_(Tensor(a!) adv, Tensor grad, Tensor clean, float step_size, float eps, "
+      "float lo, float hi, int projection, int floor, Tensor(b!)? trace=None) -> ()");
+  m.def(
+      "l2_step_.rows(Tensor(a!) adv, Tensor grad, Tensor clean, Tensor step_size, Tensor eps, "
+      "float lo, float hi, int projection, int floor, Tensor(b!)? trace=None) -> ()");
+  // normalize counts brittle::Normalize.
+  m.def(
+      "momentum_step_(Tensor(a!) adv, Tensor grad, Tensor(b!) momentum, Tensor clean, "
+      "float step_size, float eps, float decay, float lo, float hi, int normalize, bool exact, "
+      "Tensor? norm=None, Tensor(c!)? trace=None) -> ()");
+  m.def(
+      "momentum_step_.rows(Tensor(a!) adv, Tensor grad, Tensor(b!) momentum, Tensor clean, "
+      "Tensor step_size, Tensor eps, float decay, float lo, float hi, int normalize, bool exact, "
+      "Tensor? norm=None, Tensor(c!)? trace=None) -> ()");
   // noise. `kind` counts brittle::Noise; row_scale, float64 [N], replaces scale.
   m.def(
       "noise(Tensor x, int kind, float scale, Tensor? row_scale, int seed, Tensor? sample_ids, "

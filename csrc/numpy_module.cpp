@@ -18,6 +18,8 @@
 #include "common/check.h"
 #include "common/simd.h"
 #include "gradient_step/gradient_step.h"
+#include "gradient_step/l1_step.h"
+#include "gradient_step/row_step.h"
 #include "noise/noise.h"
 #if defined(BRITTLE_SELF_TEST)
 #include "domain_hash.h"
@@ -160,6 +162,60 @@ void numpy_linf_start(const py::array& clean, const Number& eps, int64_t seed,
              execution());
 }
 
+void numpy_l1_step(const py::array& adv, const py::array& grad, const py::array& clean,
+                   const Number& step_size, const Number& eps, const Number& k, double lo,
+                   double hi, const std::optional<py::array>& trace) {
+  const char* op = "l1_step_";
+  const View a = writable_view_of(op, "adv", adv);
+  const View g = view_of(op, "grad", grad);
+  const View c = view_of(op, "clean", clean);
+  const RowHolder steps(op, "step_size", step_size);
+  const RowHolder balls(op, "eps", eps);
+  const RowHolder counts(op, "k", k);
+  View traced;
+  if (trace) traced = writable_view_of(op, "trace", *trace);
+  const py::gil_scoped_release unlocked;
+  l1_step_(a, g, c, steps.argument, balls.argument, counts.argument, lo, hi,
+           trace ? &traced : nullptr, execution());
+}
+
+void numpy_l2_step(const py::array& adv, const py::array& grad, const py::array& clean,
+                   const Number& step_size, const Number& eps, double lo, double hi,
+                   int64_t projection, int64_t floor, const std::optional<py::array>& trace) {
+  const char* op = "l2_step_";
+  const View a = writable_view_of(op, "adv", adv);
+  const View g = view_of(op, "grad", grad);
+  const View c = view_of(op, "clean", clean);
+  const RowHolder steps(op, "step_size", step_size);
+  const RowHolder balls(op, "eps", eps);
+  View traced;
+  if (trace) traced = writable_view_of(op, "trace", *trace);
+  const py::gil_scoped_release unlocked;
+  l2_step_(a, g, c, steps.argument, balls.argument, lo, hi, projection, floor,
+           trace ? &traced : nullptr, execution());
+}
+
+void numpy_momentum_step(const py::array& adv, const py::array& grad, const py::array& momentum,
+                         const py::array& clean, const Number& step_size, const Number& eps,
+                         double decay, double lo, double hi, int64_t normalize, bool exact,
+                         const std::optional<py::array>& norm,
+                         const std::optional<py::array>& trace) {
+  const char* op = "momentum_step_";
+  const View a = writable_view_of(op, "adv", adv);
+  const View g = view_of(op, "grad", grad);
+  const View m = writable_view_of(op, "momentum", momentum);
+  const View c = view_of(op, "clean", clean);
+  const RowHolder steps(op, "step_size", step_size);
+  const RowHolder balls(op, "eps", eps);
+  View norms, traced;
+  if (norm) norms = view_of(op, "norm", *norm);
+  if (trace) traced = writable_view_of(op, "trace", *trace);
+  const py::gil_scoped_release unlocked;
+  momentum_step_(a, g, m, c, steps.argument, balls.argument, decay, lo, hi, normalize,
+                 exact ? Projection::exact : Projection::difference, norm ? &norms : nullptr,
+                 trace ? &traced : nullptr, execution());
+}
+
 void numpy_noise(const std::optional<py::array>& grad, const py::array& x, int64_t kind,
                  const Number& scale, int64_t seed, const std::optional<py::array>& sample_ids,
                  int64_t draw, double lo, double hi, const py::array& out) {
@@ -223,6 +279,16 @@ PYBIND11_MODULE(BRITTLE_NUMPY_MODULE, m) {
         py::arg("trace") = py::none());
   m.def("sign_sweep", &numpy_sign_sweep);
   m.def("linf_start", &numpy_linf_start);
+  m.def("l1_step_", &numpy_l1_step, py::arg("adv"), py::arg("grad"), py::arg("clean"),
+        py::arg("step_size"), py::arg("eps"), py::arg("k"), py::arg("lo"), py::arg("hi"),
+        py::arg("trace") = py::none());
+  m.def("l2_step_", &numpy_l2_step, py::arg("adv"), py::arg("grad"), py::arg("clean"),
+        py::arg("step_size"), py::arg("eps"), py::arg("lo"), py::arg("hi"), py::arg("projection"),
+        py::arg("floor"), py::arg("trace") = py::none());
+  m.def("momentum_step_", &numpy_momentum_step, py::arg("adv"), py::arg("grad"),
+        py::arg("momentum"), py::arg("clean"), py::arg("step_size"), py::arg("eps"),
+        py::arg("decay"), py::arg("lo"), py::arg("hi"), py::arg("normalize"), py::arg("exact"),
+        py::arg("norm") = py::none(), py::arg("trace") = py::none());
   m.def("noise", &numpy_noise);
   m.def("in_ball", &numpy_in_ball);
   m.def("philox4x32", &numpy_philox4x32);

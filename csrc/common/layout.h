@@ -40,6 +40,17 @@ struct View {
   }
 };
 
+// Offset of element `index` of an array of these sizes, the last dimension fastest.
+BRITTLE_HD int64_t strided_offset(int dims, const int64_t* size, const int64_t* stride,
+                                  int64_t index) {
+  int64_t sum = 0;
+  for (int d = dims - 1; d > 0; --d) {
+    sum += (index % size[d]) * stride[d];
+    index /= size[d];
+  }
+  return sum + index * stride[0];
+}
+
 template <int Operands>
 struct Layout {
   int64_t rows = 1;
@@ -60,12 +71,7 @@ struct Layout {
 
   // Offset, in elements from the row's start, of the row's element `index`.
   BRITTLE_HD int64_t offset(int operand, int64_t index) const {
-    int64_t sum = 0;
-    for (int d = dims - 1; d > 0; --d) {
-      sum += (index % size[d]) * stride[operand][d];
-      index /= size[d];
-    }
-    return sum + index * stride[operand][0];
+    return strided_offset(dims, size, stride[operand], index);
   }
 };
 

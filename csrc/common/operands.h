@@ -55,11 +55,12 @@ inline void check_bounds(const char* op, double lo, double hi) {
 
 // Device values are not read back: the attacks check theirs once, not at every step.
 inline RowValue check_row_value(const char* op, const char* name, const RowArgument& argument,
-                                const View& like, const char* like_name, bool finite = false) {
-  const char* range = finite ? " must be finite and >= 0; got " : " must be >= 0; got ";
-  const auto wrong = [finite](double v) { return !(v >= 0.0) || (finite && std::isinf(v)); };
+                                const View& like, const char* like_name, bool finite = false,
+                                double least = 0.0) {
+  const char* range = finite ? " must be finite and >= " : " must be >= ";
+  const auto wrong = [=](double v) { return !(v >= least) || (finite && std::isinf(v)); };
   if (argument.per_row == nullptr) {
-    if (wrong(argument.scalar)) fail(op, name, range, argument.scalar);
+    if (wrong(argument.scalar)) fail(op, name, range, least, "; got ", argument.scalar);
     return {argument.scalar, nullptr};
   }
   const View& view = *argument.per_row;
@@ -75,7 +76,9 @@ inline RowValue check_row_value(const char* op, const char* name, const RowArgum
   const double* values = static_cast<const double*>(view.data);
   if (view.device == Device::cpu) {
     for (int64_t row = 0; row < rows; ++row) {
-      if (wrong(values[row])) fail(op, name, range, values[row], " in row ", row);
+      if (wrong(values[row])) {
+        fail(op, name, range, least, "; got ", values[row], " in row ", row);
+      }
     }
   }
   return {0.0, values};

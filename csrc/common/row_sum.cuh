@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "common/host_device.h"
 #include "common/launch.cuh"
 #include "common/layout.h"
 #include "common/row_sum.h"
@@ -42,30 +43,62 @@ bool takes_quads(const Layout<Operands>& layout, const Places<T, Operands>& oper
   return true;
 }
 
+// What quads cannot take goes element by element, in a function of its own: its index arithmetic in
+// every place that loads or stores would be nearly all of the code, and of the compiler's time.
+template <class T>
+BRITTLE_HD_CALL Quad<T> gather_quad(const T* row, int dims, const int64_t* size,
+                                    const int64_t* stride, int64_t i, int count) {
+  Quad<T> quad{};
+#pragma unroll 1
+  for (int l = 0; l < count; ++l) {
+    const T value = row[strided_offset(dims, size, stride, i + l)];
+#pragma unroll
+    for (int lane = 0; lane < 4; ++lane) {  // an index known only at run time would need memory
+      if (lane == l) quad.lane[lane] = value;
+    }
+  }
+  return quad;
+}
+
+template <class T>
+BRITTLE_HD_CALL void scatter_quad(T* row, int dims, const int64_t* size, const int64_t* stride,
+                                  int64_t i, int count, Quad<T> quad) {
+#pragma unroll 1
+  for (int l = 0; l < count; ++l) {
+    T value = quad.lane[0];
+#pragma unroll
+    for (int lane = 1; lane < 4; ++lane) {
+      if (lane == l) value = quad.lane[lane];
+    }
+    row[strided_offset(dims, size, stride, i + l)] = value;
+  }
+}
+
+// How many of a quad's elements the row has.
+BRITTLE_HD int quad_elements(int64_t row_elements, int64_t i) {
+  return row_elements - i < 4 ? static_cast<int>(row_elements - i) : 4;
+}
+
 // Elements i .. i + 3 of one operand's row; zero past its end.
 template <class T, int Operands>
 __device__ Quad<T> load_quad(const Layout<Operands>& layout, int operand, const T* row, int64_t i,
                              bool quads) {
   if (quads && i + 4 <= layout.row_elements) return *reinterpret_cast<const Quad<T>*>(row + i);
-  Quad<T> quad{};
-#pragma unroll 1  // the index arithmetic four times over would be most of the code
-  for (int l = 0; l < 4; ++l) {
-    if (i + l < layout.row_elements) quad.lane[l] = row[layout.offset(operand, i + l)];
-  }
-  return quad;
+  return gather_quad(row, layout.dims, layout.size, layout.stride[operand], i,
+                     quad_elements(layout.row_elements, i));
 }
 
+// By value: what is indexed at run time goes to memory, and that must not be the caller's
+// registers.
 template <class T, int Operands>
 __device__ void store_quad(const Layout<Operands>& layout, int operand, T* row, int64_t i,
-                           bool quads, const Quad<T>& quad) {
+                           bool quads, Quad<T> quad) {
   if (quads && i + 4 <= layout.row_elements) {
     *reinterpret_cast<Quad<T>*>(row + i) = quad;
     return;
   }
-#pragma unroll 1
-  for (int l = 0; l < 4; ++l) {
-    if (i + l < layout.row_elements) row[layout.offset(operand, i + l)] = quad.lane[l];
-  }
+  scatter_quad(row, layout.dims, layout.size, layout.stride[operand], i,
+               quad_elements(layout.row_elements, i), quad);
 }
 
 // Adds the lanes of all threads; every thread gets the totals. Every thread of the block must call.
@@ -129,31 +162,76 @@ __device__ void add_quad(const Numbers& numbers, const Quad<T> (&quad)[Operands]
   row_sum::add_quad<Terms>(numbers, quad, left, lanes, std::make_integer_sequence<int, Operands>{});
 }
 
-// The sums of one row, whose first elements are at `row`. Every thread of the block must call.
-template <class Terms, class T, int Operands, class Numbers>
-__device__ void block_row_sums(const Layout<Operands>& layout, const Places<T, Operands>& row,
-                               const Numbers& numbers, bool quads, double (&total)[Terms::kSums]) {
-  constexpr int kUnroll = 2;
-  double lanes[Terms::kSums][kThreadLanes] = {};
-  const int64_t count = layout.row_elements;
-  for (int64_t first = kThreadLanes * threadIdx.x; first < count; first += kUnroll * kSumLanes) {
-    Quad<T> quad[kUnroll][Operands];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t i = first + u * kSumLanes;
-      if (i >= count) continue;
-#pragma unroll
-      for (int o = 0; o < Operands; ++o) {
-        quad[u][o] = load_quad(layout, o, row.at[o], i, quads);
+// One row as its block walks it, any number of times: thread t takes quads t, t + kSumThreads, ...
+// With `kept` a row of at most kElements is loaded once, into registers.
+template <class T, int Operands, bool kept>
+class BlockRow {
+ public:
+  static constexpr int kQuads = sizeof(T) > 4 ? 2 : 4;  // a thread's, in registers
+  static constexpr int64_t kElements = int64_t{kQuads} * kSumLanes;
+
+  // `row` is where the operands' rows start.
+  __device__ BlockRow(const Layout<Operands>& layout, const Places<T, Operands>& row, bool quads)
+      : layout_(layout), row_(row), quads_(quads) {
+    if constexpr (kept) load(first(), quad_);
+  }
+
+  // Every thread of the block must call.
+  template <class Terms, class Numbers>
+  __device__ void sums(const Numbers& numbers, double (&total)[Terms::kSums]) {
+    double lanes[Terms::kSums][kThreadLanes] = {};
+    for_each([&](int64_t i, const Quad<T>(&quad)[Operands]) {
+      add_quad<Terms>(numbers, quad, layout_.row_elements - i, lanes);
+    });
+    add_block_lanes(lanes, total);
+  }
+
+  // Calls body(i, quad) for each of the thread's quads: elements i .. i + 3 of every operand, zeros
+  // past the row's end. Body may write to the quads; what is kept keeps what it wrote.
+  template <class Body>
+  __device__ void for_each(const Body& body) {
+    if constexpr (kept) {
+      visit(first(), quad_, body);
+    } else {
+      for (int64_t i = first(); i < layout_.row_elements; i += kUnroll * kSumLanes) {
+        Quad<T> quad[kUnroll][Operands];
+        load(i, quad);
+        visit(i, quad, body);
       }
     }
+  }
+
+ private:
+  static constexpr int kUnroll = 2;  // quads of each operand in flight before the first use of one
+
+  __device__ static int64_t first() { return int64_t{kThreadLanes} * threadIdx.x; }
+
+  template <int quads>
+  __device__ void load(int64_t from, Quad<T> (&quad)[quads][Operands]) const {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t i = first + u * kSumLanes;
-      if (i < count) add_quad<Terms>(numbers, quad[u], count - i, lanes);
+    for (int q = 0; q < quads; ++q) {
+      const int64_t i = from + q * kSumLanes;
+      if (i >= layout_.row_elements) continue;
+#pragma unroll
+      for (int o = 0; o < Operands; ++o) {
+        quad[q][o] = load_quad(layout_, o, row_.at[o], i, quads_);
+      }
     }
   }
-  add_block_lanes(lanes, total);
-}
+
+  template <int quads, class Body>
+  __device__ void visit(int64_t from, Quad<T> (&quad)[quads][Operands], const Body& body) const {
+#pragma unroll
+    for (int q = 0; q < quads; ++q) {
+      const int64_t i = from + q * kSumLanes;
+      if (i < layout_.row_elements) body(i, quad[q]);
+    }
+  }
+
+  const Layout<Operands>& layout_;
+  Places<T, Operands> row_;
+  bool quads_;
+  Quad<T> quad_[kept ? kQuads : 1][Operands];
+};
 
 }  // namespace brittle

@@ -113,6 +113,114 @@ def linf_start(
     return out
 
 
+def l1_step_(
+    adv: Array,
+    grad: Array,
+    clean: Array,
+    step_size: float | Array,
+    eps: float | Array,
+    k: float | Array,
+    bounds: Bounds = (0.0, 1.0),
+    *,
+    trace: Array | None = None,
+) -> Array:
+    """Move the ``k`` elements of the largest gradient, in place, then project onto L1 ball and bounds.
+
+    Args and errors: as :func:`brittle.ops.l1_step_`; ``ValueError`` throughout.
+
+    Returns:
+        ``adv``.
+
+    Example:
+        >>> import numpy as np, brittle.numpy
+        >>> clean = np.array([[0.25, 0.5, 0.75]], dtype=np.float32)
+        >>> grad = np.array([[-3.0, 0.5, 2.0]], dtype=np.float32)
+        >>> brittle.numpy.l1_step_(clean.copy(), grad, clean, step_size=0.25, eps=1.0, k=2)
+        array([[0.125, 0.5  , 0.875]], dtype=float32)
+    """
+    if any(isinstance(value, np.ndarray) for value in (step_size, eps, k)):
+        step_size, eps, k = (_per_row(value, adv) for value in (step_size, eps, k))
+    _door.l1_step_(adv, grad, clean, step_size, eps, k, *bounds, trace)
+    return adv
+
+
+def l2_step_(
+    adv: Array,
+    grad: Array,
+    clean: Array,
+    step_size: float | Array,
+    eps: float | Array,
+    bounds: Bounds = (0.0, 1.0),
+    *,
+    projection: str = "exact",
+    floor: str = "none",
+    trace: Array | None = None,
+) -> Array:
+    """Move ``adv`` by ``step_size`` along the gradient, in place, then back into the L2 ball and the bounds.
+
+    Args and errors: as :func:`brittle.ops.l2_step_`; ``ValueError`` throughout.
+
+    Returns:
+        ``adv``.
+
+    Example:
+        >>> import numpy as np, brittle.numpy
+        >>> clean, grad = np.full((1, 2), 0.5, np.float32), np.float32([[30.0, -40.0]])
+        >>> brittle.numpy.l2_step_(clean.copy(), grad, clean, step_size=0.25, eps=0.5)
+        array([[0.65, 0.3 ]], dtype=float32)
+    """
+    mode = _choice("l2_step_", "projection", projection, _L2_PROJECTIONS)
+    least = _choice("l2_step_", "floor", floor, _NORM_FLOORS)
+    if isinstance(step_size, np.ndarray) or isinstance(eps, np.ndarray):
+        step_size, eps = _per_row(step_size, adv), _per_row(eps, adv)
+    _door.l2_step_(adv, grad, clean, step_size, eps, *bounds, mode, least, trace)
+    return adv
+
+
+def momentum_step_(
+    adv: Array,
+    grad: Array,
+    momentum: Array,
+    clean: Array,
+    step_size: float | Array,
+    eps: float | Array,
+    decay: float = 1.0,
+    bounds: Bounds = (0.0, 1.0),
+    *,
+    normalize: str = "l1",
+    norm: Array | None = None,
+    projection: str = "exact",
+    trace: Array | None = None,
+) -> Array:
+    """Accumulate the gradient into ``momentum``, then take a Linf step along it; both in place.
+
+    Args and errors: as :func:`brittle.ops.momentum_step_`; ``ValueError`` throughout.
+
+    Returns:
+        ``adv``.
+
+    Example:
+        >>> import numpy as np, brittle.numpy
+        >>> clean, momentum = np.full((1, 2), 0.5, np.float32), np.zeros((1, 2), np.float32)
+        >>> grad = np.float32([[1.0, -3.0]])
+        >>> brittle.numpy.momentum_step_(clean.copy(), grad, momentum, clean, 0.25, 0.5)
+        array([[0.75, 0.25]], dtype=float32)
+        >>> momentum
+        array([[ 0.25, -0.75]], dtype=float32)
+    """
+    exact = _choice("momentum_step_", "projection", projection, ("exact", "difference")) == 0
+    mode = _choice("momentum_step_", "normalize", normalize, _NORMALIZATIONS)
+    if isinstance(step_size, np.ndarray) or isinstance(eps, np.ndarray):
+        step_size, eps = _per_row(step_size, adv), _per_row(eps, adv)
+    numbers = (step_size, eps, decay, *bounds)
+    _door.momentum_step_(adv, grad, momentum, clean, *numbers, mode, exact, norm, trace)
+    return adv
+
+
+_NORMALIZATIONS = ("l1", "mean", "sign")
+_L2_PROJECTIONS = ("exact", "project_clip", "clip_project")
+_NORM_FLOORS = ("none", "torchattacks", "foolbox", "autoattack", "cleverhans")
+
 _NOISE_KINDS = ("gaussian", "uniform", "laplace", "speckle", "shot", "salt_and_pepper", "dropout")
 
 
@@ -225,3 +333,9 @@ def _signed64(op: str, seed: int) -> int:
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"{op}: seed must fit 64 bits; got {seed}")
     return seed - 2**64 if seed >= 2**63 else seed
+
+
+def _choice(op: str, name: str, given: str, known: tuple[str, ...]) -> int:
+    if given not in known:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, known))}; got {given!r}")
+    return known.index(given)

@@ -4,6 +4,18 @@ Every operator has a definition of the same name in plain torch under :mod:`brit
 """
 
 from brittle.ops.gradient_step import linf_start, linf_step_, sign_sweep
+from brittle.ops.l1_step import l1_step_
 from brittle.ops.noise import KINDS, in_ball, noise
+from brittle.ops.row_step import l2_step_, momentum_step_
 
-__all__ = ["KINDS", "in_ball", "linf_start", "linf_step_", "noise", "sign_sweep"]
+__all__ = [
+    "KINDS",
+    "in_ball",
+    "l1_step_",
+    "l2_step_",
+    "linf_start",
+    "linf_step_",
+    "momentum_step_",
+    "noise",
+    "sign_sweep",
+]

@@ -12,6 +12,13 @@ def per_row(value: float | Tensor, like: Tensor) -> Tensor:
     return torch.full(like.shape[:1], value, dtype=torch.float64, device=like.device)
 
 
+def choice(op: str, name: str, given: str, known: tuple[str, ...]) -> int:
+    """The place of a choice among those that are known."""
+    if given not in known:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, known))}; got {given!r}")
+    return known.index(given)
+
+
 def signed64(op: str, seed: int) -> int:
     """The 64 bits of a seed given as a signed or an unsigned number."""
     if not -(2**63) <= seed < 2**64:

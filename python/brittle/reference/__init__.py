@@ -4,6 +4,7 @@ Slow, readable, and free of the library: nothing here is called by it.
 """
 
 from brittle.reference.gradient_step import linf_start, linf_step_, sign_sweep, step_trace
+from brittle.reference.l1_step import l1_step_
 from brittle.reference.noise import (
     gaussian_numbers,
     in_ball,
@@ -14,12 +15,16 @@ from brittle.reference.noise import (
     sine_cosine,
 )
 from brittle.reference.philox import philox4x32, sample_words
+from brittle.reference.row_step import l2_step_, momentum_step_
 
 __all__ = [
     "gaussian_numbers",
     "in_ball",
+    "l1_step_",
+    "l2_step_",
     "linf_start",
     "linf_step_",
+    "momentum_step_",
     "negative_log",
     "noise",
     "noise_and_factor",

@@ -135,8 +135,9 @@ def _project(value: Tensor, clean: Tensor, radius: Tensor, bounds: tuple[float, 
     value = torch.clamp(value, *_bounds(bounds, dtype))
     value = torch.clamp(value, centre - radius, centre + radius)
     stored = value.to(dtype)
-    outside = (stored.to(compute) - centre).abs() > radius
-    towards_clean = torch.where((stored > clean) == (stored > 0), -1, 1)
+    difference = stored.to(compute) - centre
+    outside = difference.abs() > radius
+    towards_clean = torch.where(stored.signbit() == difference.signbit(), -1, 1)
     one_ulp_in = (stored.view(_BITS[dtype]) + towards_clean.to(_BITS[dtype])).view(dtype)
     return torch.where(outside, one_ulp_in, stored)
 

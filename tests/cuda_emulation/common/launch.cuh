@@ -22,6 +22,7 @@
 #define __device__
 #define __host__
 #define __shared__ static  // one block runs at a time, so one copy is the block's copy
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 struct dim3 {
