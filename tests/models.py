@@ -41,6 +41,21 @@ def perceptron() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.Tanh(), nn.Dropout(0.5), nn.Linear(64, 10))
 
 
+class RowLinear(nn.Linear):
+    """One product a sample: a row's bits do not depend on how many there are, as those of one product do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(x.unsqueeze(1), self.weight.T.expand(len(x), -1, -1)).squeeze(1) + self.bias
+
+
+def row_independent() -> nn.Module:
+    """An MLP in float64 that gives each sample the same bits in any batch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = nn.Flatten(), RowLinear(192, 64), nn.Tanh(), RowLinear(64, 10)
+        return nn.Sequential(*layers).double().eval()
+
+
 MODELS = {
     "convolutional": convolutional,
     "residual with batch norm": Residual,
