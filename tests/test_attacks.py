@@ -347,7 +347,7 @@ class TestBadInput:
             ({"eps": math.inf}, "eps must be finite and >= 0; got inf"),
             ({"eps": torch.rand(4)}, r"eps must be a scalar or \[N\]; got shape \[4\] for N = 5"),
             ({"eps": torch.tensor([0.1, 0.1, -0.5, 0.1, 0.1])}, "eps must be finite and >= 0; got -0.5"),
-            ({"compat": "keras"}, "compat must be one of None, 'torchattacks'; got 'keras'"),
+            ({"compat": "keras"}, "compat must be one of None, 'torchattacks', .*; got 'keras'"),
             ({"model": "resnet"}, "model must be a module or a callable; got str"),
             ({"model": lambda x: x}, r"logits \[N, C\] with N = 5; got torch.float32 \[5, 3, 8, 8\]"),
             ({"model": lambda x: x.flatten(1).argmax(1, keepdim=True)}, "got torch.int64"),
@@ -363,7 +363,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"norm": "l7"}, "norm must be one of 'linf'; got 'l7'"),
+            ({"norm": "l7"}, "norm must be one of 'linf', 'l2', 'l1'; got 'l7'"),
             ({"steps": 0}, "steps must be an integer >= 1; got 0"),
             ({"steps": 2.5}, "steps must be an integer >= 1; got 2.5"),
             ({"restarts": 0}, "restarts must be an integer >= 1; got 0"),

@@ -13,9 +13,10 @@ CSRC = PACKAGE.parent.parent / "csrc"
 LEVELS = [
     ["_library"],
     ["ops"],
+    ["_folding", "losses", "progress"],
     ["target"],
-    ["_checks"],
-    ["noise"],
+    ["_checks", "result"],
+    ["data", "noise"],
     ["engine"],
     ["attacks"],
     ["evaluation"],

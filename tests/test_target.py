@@ -6,7 +6,8 @@ import brittle
 import models
 import pytest
 import torch
-from brittle.evaluation import accuracy_vs_epsilon
+from brittle.attacks import PGD
+from brittle.evaluation import accuracy_vs_epsilon, minimal_epsilon
 from samples import assert_same_bits
 from torch import Tensor, nn
 
@@ -77,8 +78,18 @@ ATTACKS: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
     "pgd": lambda m, x, y: brittle.pgd(m, x, y, 0.1, steps=4, restarts=2),
     "pgd, every step": lambda m, x, y: brittle.pgd(m, x, y, 0.1, steps=4, early_stop=False),
     "pgd as torchattacks": lambda m, x, y: brittle.pgd(m, x, y, 0.1, steps=4, compat="torchattacks"),
+    "rfgsm": lambda m, x, y: brittle.rfgsm(m, x, y, 0.1),
+    "bim": lambda m, x, y: brittle.bim(m, x, y, 0.1),
+    "mifgsm": lambda m, x, y: brittle.mifgsm(m, x, y, 0.1),
+    "pgd l2": lambda m, x, y: brittle.pgd(m, x, y, 0.5, norm="l2", steps=4),
+    "pgd l1": lambda m, x, y: brittle.pgd(m, x, y, 5.0, norm="l1", steps=4),
+    "pgd on a copy": lambda m, x, y: brittle.pgd(brittle.Target(m), x, y, 0.1, steps=4),
     "fgsm curve": lambda m, x, y: accuracy_vs_epsilon(m, (x, y), [0, 0.1]),
     "pgd curve": lambda m, x, y: accuracy_vs_epsilon(m, (x, y), [0, 0.1], "pgd", steps=3),
+    "L2 curve, each epsilon alone": lambda m, x, y: accuracy_vs_epsilon(
+        m, (x, y), [0, 0.1, 0.5], PGD(norm="l2", steps=3), independent=True
+    ),
+    "minimal epsilon": lambda m, x, y: minimal_epsilon(m, (x, y), PGD(steps=3), upper=0.1).curve([0, 0.05]),
 }
 
 
@@ -183,3 +194,104 @@ def test_functions_are_attacked_as_they_are() -> None:
     model, (x, y) = models.make("convolutional").eval(), models.data()
     expected = brittle.pgd(model, x, y, 0.1, steps=3)
     assert_same_bits(brittle.pgd(lambda inputs: model(inputs), x, y, 0.1, steps=3), expected)
+
+
+class TestPreparation:
+    """The copy that attacks climb on."""
+
+    def test_normalisation_is_part_of_the_target(self) -> None:
+        model, (x, y) = models.make("convolutional").eval(), models.data()
+        mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+
+        def normalised(inputs: Tensor) -> Tensor:
+            columns = (torch.tensor(part).view(1, 3, 1, 1) for part in (mean, std))
+            return model((inputs - next(columns)) / next(columns))
+
+        target = brittle.Target(model, mean=mean, std=std, channels_last=False)
+        expected = brittle.pgd(normalised, x, y, 0.05, steps=4, early_stop=False)
+        assert_same_bits(brittle.pgd(target, x, y, 0.05, steps=4, early_stop=False), expected)
+
+    def test_bounds_come_from_the_target(self) -> None:
+        model, (x, y) = models.make("convolutional").eval(), models.data()
+        target = brittle.Target(model, bounds=(-1.0, 1.0))
+        adv = brittle.pgd(target, 2 * x - 1, y, 0.5, steps=3, early_stop=False)
+        assert adv.min() < -0.5
+        assert adv.min() >= -1.0
+        with pytest.raises(ValueError, match=r"pgd: bounds must be the target's own \(-1.0, 1.0\)"):
+            brittle.pgd(target, x, y, 0.5, bounds=(0.0, 1.0))
+
+    def test_folds_only_where_it_may(self) -> None:
+        plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+        with brittle.Target(plain) as target:
+            assert not target.searches_on_a_copy
+        folding = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10)
+        ).eval()
+        for options, copies in (({}, True), ({"fold_batchnorm": False, "channels_last": False}, False)):
+            with brittle.Target(folding, **options) as target:  # type: ignore[arg-type]
+                assert target.searches_on_a_copy == copies
+        with brittle.Target(folding, channels_last=False) as target:
+            assert isinstance(target._search, nn.Module)
+            assert not any(isinstance(m, nn.BatchNorm2d) for m in target._search.modules())
+            assert any(isinstance(m, nn.BatchNorm2d) for m in folding.modules())
+
+    def test_new_weights_make_a_new_copy(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10)).eval()
+        x, y = models.data()
+        target = brittle.Target(model)
+        brittle.pgd(target, x, y, 0.1, steps=3)
+        first = target._search
+        brittle.pgd(target, x, y, 0.1, steps=3)
+        assert target._search is first
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(-1.5)
+        y = models.own_labels(model, x)
+        adv = brittle.pgd(target, x, y, 0.2, steps=10)
+        assert target._search is not first
+        fresh = brittle.pgd(brittle.Target(model), x, y, 0.2, steps=10)
+        assert_same_bits(adv, fresh)
+
+    @pytest.mark.parametrize(
+        "options", [{"precision": "bfloat16"}, {"channels_last": True}, {"compile": True}]
+    )
+    def test_gradients_are_those_of_the_model(self, options: dict[str, object]) -> None:
+        model, (x, y) = models.make("residual with batch norm").eval(), models.data()
+
+        def loss(logits: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(logits, y, reduction="none")
+
+        with brittle.Target(model, **options) as target:  # type: ignore[arg-type]
+            target.expect_labels(y)
+            assert target.searches_on_a_copy
+            copied, own = target.evaluate(x, loss), target.evaluate(x, loss, own=True)
+        assert copied.logits.dtype == torch.float32
+        assert copied.gradient.dtype == torch.float32
+        rounding = 0.05 if "precision" in options else 1e-5
+        assert (copied.logits - own.logits).abs().max() < rounding * own.logits.abs().max()
+        difference = (copied.gradient - own.gradient).flatten(1).norm(dim=1)
+        assert (difference < rounding * own.gradient.flatten(1).norm(dim=1)).all()
+
+    def test_auto_takes_bfloat16_for_float32_models_alone(self) -> None:
+        model = models.make("convolutional")
+        with brittle.Target(model.double(), precision="auto") as target:
+            assert not target._half
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"precision": "int8"}, "Target: precision must be one of float32, bfloat16, auto; got 'int8'"),
+            ({"channels_last": "yes"}, "Target: channels_last must be True, False or 'auto'; got 'yes'"),
+            ({"bounds": (1.0, 0.0)}, r"Target: bounds must be \(lo, hi\) with lo < hi"),
+            ({"mean": [0.5]}, "Target: mean and std must be given together"),
+            ({"mean": [0.5], "std": [0.0]}, "Target: mean and std must have one length, std > 0"),
+            ({"mean": [0.5], "std": [0.1, 0.2]}, "Target: mean and std must have one length"),
+        ],
+    )
+    def test_bad_options(self, options: dict[str, object], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            brittle.Target(nn.Linear(2, 2), **options)  # type: ignore[arg-type]
+
+    def test_no_model(self) -> None:
+        with pytest.raises(ValueError, match="Target: model must be a module or a callable; got int"):
+            brittle.Target(3)  # type: ignore[arg-type]

@@ -9,12 +9,44 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from brittle import evaluation, noise, numpy, ops, reference, report
-    from brittle.attacks import fgsm, pgd
+    import brittle.attacks as attacks
+    from brittle import evaluation, losses, noise, numpy, ops, reference, report
+    from brittle.attacks.bim import bim
+    from brittle.attacks.fgsm import fgsm
+    from brittle.attacks.mifgsm import mifgsm
+    from brittle.attacks.pgd import pgd
+    from brittle.attacks.rfgsm import rfgsm
+    from brittle.attacks.run import attack
+    from brittle.result import AttackResult, GradientMaskingWarning
+    from brittle.target import Target
 
-__all__ = ["__version__", "evaluation", "fgsm", "noise", "numpy", "ops", "pgd", "reference", "report"]
+__all__ = [
+    "AttackResult",
+    "GradientMaskingWarning",
+    "Target",
+    "__version__",
+    "attack",
+    "attacks",
+    "bim",
+    "evaluation",
+    "fgsm",
+    "losses",
+    "mifgsm",
+    "noise",
+    "numpy",
+    "ops",
+    "pgd",
+    "reference",
+    "report",
+    "rfgsm",
+]
 
-_HOME = {"fgsm": "brittle.attacks", "pgd": "brittle.attacks"}
+_HOME = {
+    "AttackResult": "brittle.result",
+    "GradientMaskingWarning": "brittle.result",
+    "Target": "brittle.target",
+    **dict.fromkeys(("attack", "bim", "fgsm", "mifgsm", "pgd", "rfgsm"), "brittle.attacks"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -79,6 +79,12 @@ def check_amount(op: str, name: str, value: float | Tensor, x: Tensor) -> float 
     return value.to(torch.float64) if value.dim() == 1 else value.item()
 
 
+def check_radius(op: str, name: str, value: float | Tensor) -> None:
+    """A finite number >= 0; tensors are checked beside the samples that they are for."""
+    if not isinstance(value, Tensor):
+        check_scalar(op, name, value)
+
+
 def check_count(op: str, name: str, value: int, least: int = 1) -> int:
     """An integer of at least ``least``."""
     if not isinstance(value, int) or value < least:

@@ -1,41 +1,75 @@
 """The fast gradient sign method: one step to the corner of the ball."""
 
-import math
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from brittle import _checks as check
-from brittle.ops import linf_step_
+from brittle.attacks.base import Attack, Bounds, on_batch
+from brittle.attacks.rules import LinfRule
+from brittle.engine import Settings
 from brittle.target import Model, Target
 
 
+@dataclass(frozen=True, kw_only=True)
+class FGSM(Attack):
+    """One step of length ``eps``: see :func:`brittle.fgsm`, and :class:`brittle.attacks.Attack` for the
+    settings."""
+
+    name = "fgsm"
+
+    @property
+    def step_count(self) -> int:
+        """One."""
+        return 1
+
+    def step_length(self, eps: float | Tensor) -> float | Tensor:
+        """All of ``eps``."""
+        return eps
+
+    def rule(self, bounds: Bounds, seed: int) -> LinfRule:
+        """A sign step from the clean point."""
+        return LinfRule(1, False, seed, bounds)
+
+    def settings(self, slots: int, **changes: Any) -> Settings:
+        """The point after the step is the result, whatever its loss."""
+        return super().settings(slots, keep_start=False, **changes)
+
+
 def fgsm(
-    model: Model,
+    model: Model | Target,
     x: Tensor,
     y: Tensor,
-    eps: float | Tensor,
+    eps: float | Tensor = 8 / 255,
     *,
+    loss: str = "ce",
     targeted: bool = False,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: Bounds | None = None,
     compat: str | None = None,
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
 ) -> Tensor:
-    """One step of length ``eps`` along the sign of the loss gradient.
+    """One step of length ``eps`` along the sign of the loss gradient, for every sample.
 
         adv = clip(x + eps * sign(grad_x loss(model(x), y)))
 
-    The loss is cross-entropy, summed over the batch, so that a sample's result does not depend on its
-    batch. The model runs in evaluation mode and is given back as it was: modes, ``requires_grad``,
-    ``.grad``, buffers and the global random state, also when an exception passes through.
+    The loss is summed over the batch, so that a sample's result does not depend on its batch. The model
+    runs in evaluation mode and is given back as it was: modes, ``requires_grad``, ``.grad``, buffers and the
+    global random state, also when an exception passes through.
 
     Args:
-        model: an ``nn.Module`` or a callable that maps ``x`` to logits ``[N, C]``.
+        model: an ``nn.Module`` or a callable that maps ``x`` to logits ``[N, C]``, used as it is; or a
+            :class:`brittle.Target`, which searches on a faster copy.
         x: ``[N, ...]``, floating point, inside ``bounds``. Any strides; a dense layout is kept.
         y: int64 ``[N]``, the true labels, or the labels to reach if ``targeted``.
         eps: size of the step in x's units, >= 0, a float or ``[N]``.
+        loss: ``"ce"``, ``"margin"`` or ``"dlr"``, see :mod:`brittle.losses`.
         targeted: descend towards ``y`` instead of ascending away from it.
-        bounds: the smallest and the largest value of ``x``.
-        compat: ``"torchattacks"`` for the same bits as that library: loss averaged over the batch, and
-            rounding that may leave the recomputed distance one ulp above eps (by default never).
+        bounds: the smallest and the largest value of ``x``; by default (0, 1), or the target's.
+        compat: ``"torchattacks"``, ``"foolbox"``, ``"art"`` or ``"cleverhans"`` for the same bits as that
+            library: its loss reduction, and rounding that may leave the recomputed distance one ulp above eps
+                (by default never).
+        seed, sample_ids: accepted like every attack's; nothing here is random.
 
     Returns:
         The adversarial points, like ``x``.
@@ -55,20 +89,5 @@ def fgsm(
         >>> bool((adv - x).abs().max() <= 0.1)
         True
     """
-    op = "fgsm"
-    check.check_choice(op, "compat", compat, (None, "torchattacks"))
-    check.check_images(op, x, bounds)
-    check.check_labels(op, y, x)
-    eps = check.check_amount(op, "eps", eps, x)
-    with Target(model, op) as target:
-        check.check_device(op, x, target)
-        clean, labels = x.detach().clone(), y.clone()
-        if len(x) == 0:
-            return clean
-        ids = check.check_sample_ids(op, None, x)
-        target.expect_labels(labels)
-        reduction = "mean" if compat else "sum"
-        grad = target.evaluate(clean, labels, ids, targeted=targeted, reduction=reduction).gradient
-        assert grad is not None
-        # The peers take the step and clip, and do not project.
-        return linf_step_(clean.clone(), grad, clean, eps, math.inf if compat else eps, bounds)
+    attack = FGSM(eps, loss=loss, targeted=targeted, compat=compat, early_stop=False)
+    return on_batch(attack, model, x, y, seed=seed, sample_ids=sample_ids, bounds=bounds)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from brittle import _checks as check
-from brittle.evaluation.data import Data, batches
+from brittle.data import Data, batches
 from brittle.evaluation.scores import Answers, Scores, answers, concatenate
 from brittle.noise.functional import apply
 from brittle.target import Model, Target
@@ -159,7 +159,7 @@ def noise_sweep(
     collected: list[list[Answers]] = [[] for _ in range(1 + len(plan))]
     all_ids: list[Tensor] = []
     done, total = 0, len(data[0]) if isinstance(data, tuple) else None
-    with Target(model, op) as target:
+    with Target.of(model, op) as target:
         for x, y, ids in batches(op, data, batch_size, target):
             check.check_images(op, x, bounds)
             check.check_labels(op, y, x)

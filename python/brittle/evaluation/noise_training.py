@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from brittle import _checks as check
-from brittle.evaluation.data import Data, batches
+from brittle.data import Data, batches
 from brittle.evaluation.scores import Scores, answers, concatenate, confusion_matrix
 from brittle.target import Model, Target
 
@@ -113,7 +113,7 @@ def noise_training_table(
 def _cell(model: Model, name: str, data: Data, batch_size: int) -> Cell:
     op = "noise_training_table"
     collected, labels, classes = [], [], 0
-    with Target(model, op) as target:
+    with Target.of(model, op) as target:
         for x, y, ids in batches(op, data, batch_size, target):
             check.check_labels(op, y, x)
             check.check_device(op, x, target)

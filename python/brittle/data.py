@@ -1,4 +1,5 @@
-"""What evaluations read from: a pair of tensors or any loader, batch by batch where the model is."""
+"""What attacks and evaluations read from: a pair of tensors or any loader, batch by batch where the model
+is."""
 
 from __future__ import annotations
 

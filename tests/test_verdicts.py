@@ -1,0 +1,100 @@
+"""On trained models: no higher robust accuracy than the peers', whatever the slots, copy or precision."""
+
+import brittle
+import peers
+import pytest
+import torch
+import zoo
+from brittle.attacks import MIFGSM, PGD, Attack, attack
+from torch import Tensor, nn
+
+STEPS = 20
+# Where the models' accuracies are far from 0 and 1.
+EPS = {"digits_cnn": 0.1, "adversarial_digits_cnn": 0.2, "small_resnet": 0.08, "small_vit": 0.08}
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    x, y = zoo.test_digits()
+    return x[:250], y[:250]
+
+
+def robust_accuracy(model: nn.Module, adv: Tensor, y: Tensor) -> float:
+    with torch.no_grad():
+        return (model(adv).argmax(1) == y).double().mean().item()
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+class TestAgainstPeers:
+    """Same eps, step size and steps, no random start, on the prepared copy, in a fraction of the slots."""
+
+    def ours(self, name: str, rules: Attack, digits: tuple[Tensor, Tensor]) -> float:
+        result = attack(brittle.Target(zoo.MODELS[name]()), rules, digits, slots=100)
+        assert 0 < result.robust_accuracy < result.clean_accuracy
+        assert torch.equal(result.success, result.certified)
+        return result.robust_accuracy
+
+    def test_pgd_linf(self, name: str, digits: tuple[Tensor, Tensor]) -> None:
+        model, eps = zoo.MODELS[name](), EPS[name]
+        ours = self.ours(name, PGD(eps, steps=STEPS, step_size=eps / 4, random_start=False), digits)
+        for peer in (peers.torchattacks_pgd, peers.foolbox_pgd, peers.cleverhans_pgd, peers.art_pgd):
+            assert ours <= robust_accuracy(model, peer(model, *digits, eps, eps / 4, STEPS), digits[1])
+
+    def test_pgd_l2(self, name: str, digits: tuple[Tensor, Tensor]) -> None:
+        model, eps = zoo.MODELS[name](), 5 * EPS[name]
+        rules = PGD(eps, norm="l2", steps=STEPS, step_size=eps / 4, random_start=False)
+        ours = self.ours(name, rules, digits)
+        for peer in (peers.torchattacks_pgd_l2, peers.foolbox_pgd_l2):
+            assert ours <= robust_accuracy(model, peer(model, *digits, eps, eps / 4, STEPS), digits[1])
+
+    def test_mifgsm(self, name: str, digits: tuple[Tensor, Tensor]) -> None:
+        model, eps = zoo.MODELS[name](), EPS[name]
+        ours = self.ours(name, MIFGSM(eps, steps=10, step_size=eps / 4), digits)
+        adv = peers.torchattacks_mifgsm(model, *digits, eps, eps / 4, 10, decay=1.0)
+        assert ours <= robust_accuracy(model, adv, digits[1])
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+class TestOneVerdict:
+    """These models' forwards round by the batch they are in, which may decide a sample at the boundary."""
+
+    def test_slots_and_shortcuts(self, name: str, digits: tuple[Tensor, Tensor]) -> None:
+        model, rules = zoo.MODELS[name](), PGD(EPS[name], steps=STEPS)
+        expected = attack(model, rules, digits, slots=250)
+        for slots, shortcuts in ((64, True), (7, True), (64, False)):
+            found = attack(model, rules, digits, slots=slots, shortcuts=shortcuts)
+            assert (found.success != expected.success).sum() <= 2
+
+    def test_a_search_in_bfloat16_is_certified_in_float32(
+        self, name: str, digits: tuple[Tensor, Tensor]
+    ) -> None:
+        model, rules = zoo.MODELS[name](), PGD(EPS[name], steps=STEPS)
+        single = attack(model, rules, digits)
+        half = attack(brittle.Target(model, precision="bfloat16"), rules, digits)
+        assert torch.equal(half.success, half.certified)
+        assert half.adversarial is not None
+        with torch.no_grad():
+            assert (model(half.adversarial).argmax(1) != digits[1])[half.success].all()
+        # A little weaker, since its gradients are rounded.
+        assert abs(half.robust_accuracy - single.robust_accuracy) <= 0.03
+
+    def test_margin_and_targets_do_not_find_less_together(
+        self, name: str, digits: tuple[Tensor, Tensor]
+    ) -> None:
+        model, eps = zoo.MODELS[name](), EPS[name]
+        plain = attack(model, PGD(eps, steps=STEPS), digits)
+        strong = attack(model, PGD(eps, steps=STEPS, loss="margin", targets=3, restarts=2), digits)
+        assert strong.robust_accuracy <= plain.robust_accuracy + 0.01
+        assert int(strong.attempt.max()) == 6
+
+
+def test_every_adversarial_counts_the_calls_it_took(digits: tuple[Tensor, Tensor]) -> None:
+    """A sample that falls costs what it needed; the others go round in circles and are let go."""
+    model = zoo.MODELS["adversarial_digits_cnn"]()
+    result = attack(model, PGD(0.2, steps=100, step_size=0.05, random_start=False), digits)
+    assert result.backwards.double().mean() <= 20
+    assert result.cycled[~result.success].double().mean() > 0.9
+    standard = attack(
+        zoo.MODELS["digits_cnn"](), PGD(0.2, steps=100, step_size=0.05, random_start=False), digits
+    )
+    assert standard.backwards.double().mean() <= 6
