@@ -7,6 +7,7 @@ in one process and reports the ratio of the medians; pytest-benchmark times ours
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,9 @@ import brittle
 import brittle.environment
 import pytest
 import torch
+
+# The tests' models and peers are benchmarked too. At the end of the path: both folders have a conftest.
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 15
@@ -39,11 +43,12 @@ class Versus:
         targets: dict[str, str] | None = None,
         rounds: int = ROUNDS,
         notes: dict[str, str] | None = None,
+        warm_up: int = 3,
     ) -> dict[str, float]:
         """`targets[name]` is the ratio ``time of name / time of ours`` to reach, e.g. ``">= 3"``."""
         times: dict[str, list[float]] = {name: [] for name in others}
         for function in (ours, *others.values()):
-            for _ in range(3):  # allocate, compile, fill caches
+            for _ in range(warm_up):  # allocate, compile, fill caches
                 self.timed(function)
 
         def run_the_others() -> None:
