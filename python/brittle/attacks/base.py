@@ -108,18 +108,42 @@ class Attack(ABC):
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-def given_step_length(
-    step_size: float | Tensor | None,
-    convention: Convention | None,
-    eps: float | Tensor,
-    default: float | Tensor,
-) -> float | Tensor:
-    """The caller's step size, or the peer's default, or brittle's."""
-    if step_size is not None:
-        return step_size
-    if convention is not None and convention.step_size is not None:
-        return convention.step_size(eps)
-    return default
+@dataclass(frozen=True, kw_only=True)
+class SteppedAttack(Attack):
+    """An attack of several steps.
+
+    Attributes:
+        steps: gradient steps of an attempt; by default brittle's number, or with ``compat`` the peer's.
+        step_size: length of a step, in the units of eps; by default likewise.
+    """
+
+    steps: int | None = None
+    step_size: float | Tensor | None = None
+
+    usual_steps: ClassVar[int]
+
+    @abstractmethod
+    def usual_step_length(self, eps: float | Tensor) -> float | Tensor:
+        """Brittle's own length of a step at ``eps``."""
+
+    def check(self, op: str) -> None:
+        """Raise ValueError for a setting out of range."""
+        super().check(op)
+        check.check_count(op, "steps", self.step_count)
+
+    @property
+    def step_count(self) -> int:
+        """As given, or by default."""
+        if self.steps is not None:
+            return self.steps
+        return (self.convention.steps if self.convention else None) or self.usual_steps
+
+    def step_length(self, eps: float | Tensor) -> float | Tensor:
+        """As given, or by default."""
+        if self.step_size is not None:
+            return self.step_size
+        peer = self.convention
+        return peer.step_size(eps) if peer and peer.step_size else self.usual_step_length(eps)
 
 
 def on_batch(

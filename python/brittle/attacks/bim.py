@@ -4,14 +4,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from brittle import _checks as check
-from brittle.attacks.base import Attack, Bounds, given_step_length, on_batch
+from brittle.attacks.base import Bounds, SteppedAttack, on_batch
 from brittle.attacks.rules import LinfRule
 from brittle.target import Model, Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class BIM(Attack):
+class BIM(SteppedAttack):
     """Sign steps from the clean point: see :func:`brittle.bim`, and :class:`brittle.attacks.Attack` for the
     settings.
 
@@ -21,25 +20,11 @@ class BIM(Attack):
     """
 
     name = "bim"
+    usual_steps = 10
 
-    steps: int | None = None
-    step_size: float | Tensor | None = None
-
-    def check(self, op: str) -> None:
-        """Raise ValueError for a setting out of range."""
-        super().check(op)
-        check.check_count(op, "steps", self.step_count)
-
-    @property
-    def step_count(self) -> int:
-        """As given, or by default."""
-        if self.steps is not None:
-            return self.steps
-        return (self.convention.steps if self.convention else None) or 10
-
-    def step_length(self, eps: float | Tensor) -> float | Tensor:
-        """As given, or by default."""
-        return given_step_length(self.step_size, self.convention, eps, eps / 5)
+    def usual_step_length(self, eps: float | Tensor) -> float | Tensor:
+        """``eps / 5``."""
+        return eps / 5
 
     def rule(self, bounds: Bounds, seed: int) -> LinfRule:
         """Sign steps from the clean point."""

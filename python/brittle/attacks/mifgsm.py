@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from brittle import _checks as check
-from brittle.attacks.base import Attack, Bounds, given_step_length, on_batch
+from brittle.attacks.base import Bounds, SteppedAttack, on_batch
 from brittle.attacks.rules import MomentumRule
 from brittle.target import Model, Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class MIFGSM(Attack):
+class MIFGSM(SteppedAttack):
     """Momentum: see :func:`brittle.mifgsm`, and :class:`brittle.attacks.Attack` for the settings.
 
     Attributes:
@@ -23,29 +23,20 @@ class MIFGSM(Attack):
     """
 
     name = "mifgsm"
+    usual_steps = 10
 
-    steps: int | None = None
-    step_size: float | Tensor | None = None
     decay: float = 1.0
     normalize: str = "mean"
 
     def check(self, op: str) -> None:
         """Raise ValueError for a setting out of range."""
         super().check(op)
-        check.check_count(op, "steps", self.step_count)
         check.check_scalar(op, "decay", self.decay)
         check.check_choice(op, "normalize", self.normalize, ("mean", "l1", "sign"))
 
-    @property
-    def step_count(self) -> int:
-        """As given, or by default."""
-        if self.steps is not None:
-            return self.steps
-        return (self.convention.steps if self.convention else None) or 10
-
-    def step_length(self, eps: float | Tensor) -> float | Tensor:
-        """As given, or by default."""
-        return given_step_length(self.step_size, self.convention, eps, eps / self.step_count)
+    def usual_step_length(self, eps: float | Tensor) -> float | Tensor:
+        """``eps / steps``."""
+        return eps / self.step_count
 
     def rule(self, bounds: Bounds, seed: int) -> MomentumRule:
         """Sign steps along the accumulated gradient."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from brittle import _checks as check
-from brittle.attacks.base import Attack, Bounds, given_step_length, on_batch
+from brittle.attacks.base import Bounds, SteppedAttack, on_batch
 from brittle.attacks.rules import L1Rule, L2Rule, LinfRule
 from brittle.target import Model, Target
 
@@ -13,7 +13,7 @@ _NORMS = ("linf", "l2", "l1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD(Attack):
+class PGD(SteppedAttack):
     """Projected gradient descent: see :func:`brittle.pgd`, and :class:`brittle.attacks.Attack` for the
     settings.
 
@@ -30,10 +30,9 @@ class PGD(Attack):
     """
 
     name = "pgd"
+    usual_steps = 40
 
     norm: str = "linf"
-    steps: int | None = None
-    step_size: float | Tensor | None = None
     restarts: int = 1
     # None until the attack is made, which settles it.
     random_start: bool = field(default=None, metadata={"usual": True})  # type: ignore[assignment]
@@ -61,18 +60,7 @@ class PGD(Attack):
         if not 0 <= self.l1_quantile < 1:
             raise ValueError(f"{op}: l1_quantile must be in [0, 1); got {self.l1_quantile}")
 
-    @property
-    def step_count(self) -> int:
-        """As given, or by default."""
-        if self.steps is not None:
-            return self.steps
-        return (self.convention.steps if self.convention else None) or 40
-
-    def step_length(self, eps: float | Tensor) -> float | Tensor:
-        """As given, or by default."""
-        return given_step_length(self.step_size, self.convention, eps, self._default_step_length(eps))
-
-    def _default_step_length(self, eps: float | Tensor) -> float | Tensor:
+    def usual_step_length(self, eps: float | Tensor) -> float | Tensor:
         """Far enough to cross the ball; in Linf at least two grey levels of 255."""
         length = 2.5 / self.step_count * eps
         if self.norm != "linf":

@@ -5,15 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from brittle import _checks as check
-from brittle.attacks.base import Attack, Bounds, given_step_length, on_batch
+from brittle.attacks.base import Bounds, SteppedAttack, on_batch
 from brittle.attacks.rules import SignedGaussianRule
 from brittle.engine import Settings
 from brittle.target import Model, Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class RFGSM(Attack):
+class RFGSM(SteppedAttack):
     """A random corner, then a sign step: see :func:`brittle.rfgsm`, and :class:`brittle.attacks.Attack`.
 
     Attributes:
@@ -23,26 +22,12 @@ class RFGSM(Attack):
     """
 
     name = "rfgsm"
+    usual_steps = 1
     random_start = True
 
-    steps: int | None = None
-    step_size: float | Tensor | None = None
-
-    def check(self, op: str) -> None:
-        """Raise ValueError for a setting out of range."""
-        super().check(op)
-        check.check_count(op, "steps", self.step_count)
-
-    @property
-    def step_count(self) -> int:
-        """As given, or by default."""
-        if self.steps is not None:
-            return self.steps
-        return (self.convention.steps if self.convention else None) or 1
-
-    def step_length(self, eps: float | Tensor) -> float | Tensor:
-        """As given, or by default."""
-        return given_step_length(self.step_size, self.convention, eps, eps / 2)
+    def usual_step_length(self, eps: float | Tensor) -> float | Tensor:
+        """``eps / 2``."""
+        return eps / 2
 
     def rule(self, bounds: Bounds, seed: int) -> SignedGaussianRule:
         """A random corner, then sign steps."""

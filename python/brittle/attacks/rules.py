@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from brittle.engine import Rows
-from brittle.ops import in_ball, l1_step_, l2_step_, linf_start, linf_step_, momentum_step_, noise
+from brittle.ops import in_ball, l1_step_, l2_step_, linf_step_, momentum_step_, noise
 
 # Draws from here on are the attacks' random starts; a start and the caller's own noise never share a number.
 START_DRAW = 2**31
@@ -31,6 +31,21 @@ class _Rule:
     seed: int
     bounds: Bounds
 
+    norm = "linf"
+
+    def anywhere(self, rows: Rows, draw: int) -> None:
+        """Put the iterates at a random point of their balls."""
+        in_ball(
+            rows.clean,
+            rows.eps,
+            self.norm,
+            seed=self.seed,
+            sample_ids=rows.ids,
+            draw=START_DRAW + draw,
+            bounds=self.bounds,
+            out=rows.adv,
+        )
+
 
 @dataclass(frozen=True)
 class LinfRule(_Rule):
@@ -43,9 +58,7 @@ class LinfRule(_Rule):
     def start(self, rows: Rows, draw: int) -> None:
         """The clean point, or one that depends on seed, sample id and draw alone."""
         if self.random_start:
-            linf_start(
-                rows.clean, rows.eps, self.seed, rows.ids, START_DRAW + draw, self.bounds, out=rows.adv
-            )
+            self.anywhere(rows, draw)
         else:
             rows.adv.copy_(rows.clean)
 
@@ -79,16 +92,7 @@ class L2Rule(_Rule):
         """The clean point, or one that depends on seed, sample id and draw alone."""
         rows.adv.copy_(rows.clean)
         if self.random_start:
-            in_ball(
-                rows.clean,
-                rows.eps,
-                "l2",
-                seed=self.seed,
-                sample_ids=rows.ids,
-                draw=START_DRAW + draw,
-                bounds=self.bounds,
-                out=rows.adv,
-            )
+            self.anywhere(rows, draw)
             # The rounding of each element may have left the ball; a step of length 0 projects.
             l2_step_(rows.adv, rows.adv, rows.clean, 0.0, rows.eps, self.bounds)
 
@@ -115,16 +119,7 @@ class L1Rule(_Rule):
         """The clean point, or one that depends on seed, sample id and draw alone."""
         rows.adv.copy_(rows.clean)
         if self.random_start:
-            in_ball(
-                rows.clean,
-                rows.eps,
-                "l1",
-                seed=self.seed,
-                sample_ids=rows.ids,
-                draw=START_DRAW + draw,
-                bounds=self.bounds,
-                out=rows.adv,
-            )
+            self.anywhere(rows, draw)
             l1_step_(rows.adv, rows.adv, rows.clean, 0.0, rows.eps, 1, self.bounds)
 
     def step_(self, rows: Rows, grad: Tensor, step_size: Tensor, trace: Tensor) -> None:
