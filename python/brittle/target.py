@@ -36,18 +36,15 @@ class Target:
 
     *The caller's own model*, in its own precision, is what every verdict is certified with. It is lent for
     the length of a run (a ``with`` block, which the attacks open themselves): evaluation mode, parameters
-    frozen.
-    When the run ends, by success or by exception, everything is as before: each module's train or eval flag,
-    each parameter's ``requires_grad``, every buffer bit for bit, and torch's global random state. ``.grad``
-    is
-    never touched: gradients are taken with respect to the input alone, which spares the backward pass the
-    weight gradients.
+    frozen. When the run ends, by success or by exception, everything is as before: each module's train or
+    eval flag, each parameter's ``requires_grad``, every buffer bit for bit, and torch's global random state.
+    ``.grad`` is never touched: gradients are taken with respect to the input alone, which spares the backward
+    pass the weight gradients.
 
     *The search model* is what an attack climbs on. Where the options allow it to be faster it is a copy:
-        batch-norm
-    folded into the layer before it, channels-last, bfloat16, compiled. It is made on first use and again when
-    the caller's parameters have changed. Its logits are float32 at least. Whatever it finds counts only if
-    the caller's own model is fooled too.
+    batch-norm folded into the layer before it, channels-last, bfloat16, compiled. It is made on first use and
+    again when the caller's parameters have changed. Its logits are float32 at least. Whatever it finds counts
+    only if the caller's own model is fooled too.
 
     Args:
         model: an ``nn.Module`` or a callable that maps ``[N, ...]`` to logits ``[N, C]``. A callable that is

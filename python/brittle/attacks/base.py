@@ -29,10 +29,8 @@ class Attack(ABC):
         targeted: the labels given are to be reached rather than left.
         early_stop: for a verdict on robustness keep it: a sample is returned at its first success, which may
             be the clean point, and costs nothing from then on; one that never falls is returned at its
-            highest loss. For
-            adversarial training and transfer studies switch it off: every sample takes every step, and its
-                iterate
-            of highest loss is returned.
+            highest loss. For adversarial training and transfer studies switch it off: every sample takes
+            every step, and its iterate of highest loss is returned.
         compat: the peer library whose conventions to follow to the bit, or None for brittle's own.
     """
 

@@ -102,9 +102,8 @@ def pgd(
         adv_{t+1} = project(adv_t + step_size * d_t)
 
     ``d_t`` is the steepest direction of unit length: ``sign(g)`` in Linf; ``g / |g|_2`` in L2; in L1
-        ``sign(g) / k`` on
-    the k elements of largest magnitude, 0 elsewhere. The projection keeps bounds and ball exactly; in L1 it
-    is the nearest point of their intersection.
+    ``sign(g) / k`` on the k elements of largest magnitude, 0 elsewhere. The projection keeps bounds and ball
+    exactly; in L1 it is the nearest point of their intersection.
 
     For a verdict on robustness keep ``early_stop``: a sample is returned at its first success, which
     may be the clean point itself, and costs nothing from then on; one that never falls is returned at its

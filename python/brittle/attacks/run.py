@@ -35,11 +35,10 @@ def attack(
     """Attack every sample of a data set and tell what happened to each.
 
     The samples pass through a fixed number of slots: one that is fooled, out of steps or going round in
-        circles makes
-    room for the next at once, and a sample's restarts and targets follow one another only as long as they
-    fail. What a sample's result is depends on the sample, its id and the seed, not on the others, the order
-    or the slots, as far as the model's own forward treats samples independently. Memory does not grow with
-    the data.
+    circles makes room for the next at once, and a sample's restarts and targets follow one another only as
+    long as they fail. What a sample's result is depends on the sample, its id and the seed, not on the
+    others, the order or the slots, as far as the model's own forward treats samples independently. Memory
+    does not grow with the data.
 
     Ctrl-C ends the run and returns what is finished, with ``complete`` False; ``resume`` goes on from there.
 
@@ -54,7 +53,8 @@ def attack(
         keep: keep the adversarial points in the result; by default where the data is a pair of tensors.
         sink: called as samples finish with their ids, adversarial points and successes, on the model's
             device: to store what is too large to keep.
-        resume: an earlier result on the same data: samples whose ids it has are not attacked again.
+        resume: an earlier result on the same data: samples whose ids it has are not attacked again, and
+            stand before the others in the result.
         shortcuts: let fooled and cycling samples go at once. Off, all take every step, for the same verdicts;
             switch it off where the model's forward is random, so that a point that comes back proves nothing.
         progress: True for a progress bar on stderr (needs ``rich``), or a function that is called with the

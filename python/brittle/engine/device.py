@@ -36,7 +36,7 @@ class Graph:
 
     _WARM_UP = 3  # libraries choose and set up their kernels in the first calls, which must not be captured
 
-    def __init__(self, step: Callable[[Rows], Tensor], rows: Rows, target: Target, *, own: bool) -> None:
+    def __init__(self, step: Callable[[Rows], Tensor], rows: Rows, target: Target) -> None:
         self._target, self._count = target, len(rows)
         spent = target.forwards, target.backwards
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]

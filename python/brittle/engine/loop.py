@@ -177,7 +177,7 @@ class Engine:
         try:
             if rows.clean.is_cuda:
                 if self._graph is None:
-                    self._graph = Graph(self._step, rows, self.target, own=self.own)
+                    self._graph = Graph(self._step, rows, self.target)
                 status = self._graph.replay()
             else:
                 status = self._step(rows)
@@ -249,7 +249,7 @@ class Engine:
         if not settings.keep_start:
             keep = keep & (rows.counter > 0)
         if settings.early_stop:
-            keep = (success | keep if settings.keep_best else success) & ~rows.fooled
+            keep = (success | keep) & ~rows.fooled
         if alive is not None:
             keep = keep & alive
         if rows.clean.is_cuda:

@@ -23,10 +23,6 @@ class Rule(Protocol):
         """Gradient steps of an attempt."""
 
     @property
-    def random_start(self) -> bool:
-        """Whether an attempt may start elsewhere than at the clean point."""
-
-    @property
     def has_momentum(self) -> bool:
         """Whether rows need one."""
 
@@ -139,7 +135,6 @@ class Settings:
         early_stop: keep a sample's first success. False keeps the iterate of highest loss, success or not.
         shortcuts: let fooled and cycling rows go at once. Off, every attempt takes all its steps, for the
             same verdict.
-        keep_best: of a sample never fooled, keep the iterate of highest loss, rather than the clean point.
         keep_start: the start may be what is kept. Off for one-step attacks, whose result is their step.
         check_clean: ask the model about the clean samples first: those it gets wrong need no attack. Without,
             the first iterate tells, if it is the clean sample.
@@ -152,7 +147,6 @@ class Settings:
     slots: int = 256
     early_stop: bool = True
     shortcuts: bool = True
-    keep_best: bool = True
     keep_start: bool = True
     check_clean: bool = True
     late: bool | None = None

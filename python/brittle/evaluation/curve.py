@@ -204,12 +204,12 @@ class Run:
         return chunks_of(self.op, self.attack, self.target, self.data, self.slots, epsilons=epsilons)
 
     def search(
-        self, plan: Plan, epsilons: Sequence[float], *, check_clean: bool, keep: bool = False
+        self, plan: Plan, epsilons: Sequence[float], *, keep: bool = False, **changes: bool
     ) -> AttackResult:
-        """The engine's result."""
+        """The engine's result; ``changes`` are to the attack's settings."""
         ledger = Ledger(keep=keep, progress=self.tick, total=self.total)
         rule = self.attack.rule(self.target.bounds, self.seed)
-        settings = self.attack.settings(self.slots, check_clean=check_clean)
+        settings = self.attack.settings(self.slots, **changes)
         Engine(self.target, rule, plan, settings, ledger).run(self.chunks(epsilons))
         return ledger.result(str(self.attack), self.attack.norm)
 
@@ -291,9 +291,7 @@ def _search(run: Run, epsilons: Sequence[float], independent: bool) -> tuple[Ten
     # An attack's one step is its result; an attempt at one target is no start for the next one's.
     warm = run.attack.step_count > 1 and not run.attack.targets
     plan = EachEpsilon(*settings) if independent else Bisected(*settings, norm=run.attack.norm, warm=warm)
-    # A first iterate that fools a copy of the model does not tell whether the model itself is fooled.
-    check_clean = run.attack.random_start or run.target.searches_on_a_copy
-    result = run.search(plan, radii, check_clean=check_clean)
+    result = run.search(plan, radii)
     result.warn_of_masking(stacklevel=3)
     right = ~result.clean_wrong
     if isinstance(plan, EachEpsilon):
