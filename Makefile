@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin
 SOURCES = $(shell find csrc tests/cuda_emulation -type f -not -name '*.so') CMakeLists.txt setup.py pyproject.toml
-CXX_FILES = $(shell find csrc tests/cuda_emulation -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc tests/cuda_emulation benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test bench lint format gpu-check clean
 

@@ -59,4 +59,8 @@ STABLE_TORCH_LIBRARY(brittle, m) {
   m.def(
       "in_ball(Tensor x, float eps, Tensor? row_eps, int norm, bool surface, int seed, "
       "Tensor? sample_ids, int draw, float lo, float hi, Tensor(a!) out) -> ()");
+  // pairwise_cosine. Without b, every row of a with every other.
+  m.def("pairwise_cosine(Tensor a, Tensor? b=None) -> Tensor");
+  m.def("pairwise_cosine_out(Tensor a, Tensor? b, Tensor(a!) out) -> ()");
+  m.def("pairwise_cosine_topk(Tensor a, Tensor? b, int k) -> (Tensor, Tensor)");
 }

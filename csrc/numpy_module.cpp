@@ -21,6 +21,7 @@
 #include "gradient_step/l1_step.h"
 #include "gradient_step/row_step.h"
 #include "noise/noise.h"
+#include "pairwise_cosine/pairwise_cosine.h"
 #if defined(BRITTLE_SELF_TEST)
 #include "domain_hash.h"
 #include "self_test.h"
@@ -245,6 +246,45 @@ void numpy_in_ball(const py::array& x, const Number& eps, int64_t norm, bool sur
           target, execution());
 }
 
+// A matrix of cosines, or of what goes with them, for two matrices that have been checked.
+py::array cosines_for(const View& a, int64_t columns) {
+  const std::vector<py::ssize_t> shape{a.size[0], columns};
+  if (cosine_dtype(a.dtype) == Dtype::float64) return py::array_t<double>(shape);
+  return py::array_t<float>(shape);
+}
+
+py::array numpy_pairwise_cosine(const py::array& a, const std::optional<py::array>& b,
+                                const std::optional<py::array>& out) {
+  const char* op = "pairwise_cosine";
+  const View left = view_of(op, "a", a);
+  View right;
+  if (b) right = view_of(op, "b", *b);
+  check_pairwise(op, left, b ? &right : nullptr);
+  const py::array result = out ? *out : cosines_for(left, b ? right.size[0] : left.size[0]);
+  const View target = writable_view_of(op, "out", result);
+  const py::gil_scoped_release unlocked;
+  pairwise_cosine(left, b ? &right : nullptr, target, execution());
+  return result;
+}
+
+py::tuple numpy_pairwise_cosine_topk(const py::array& a, const std::optional<py::array>& b,
+                                     int64_t k) {
+  const char* op = "pairwise_cosine_topk";
+  const View left = view_of(op, "a", a);
+  View right;
+  if (b) right = view_of(op, "b", *b);
+  check_topk(left, b ? &right : nullptr, k);
+  const py::array cosines = cosines_for(left, k);
+  const py::array_t<int64_t> indices(std::vector<py::ssize_t>{left.size[0], k});
+  const View values = view_of(op, "cosines", cosines);
+  const View whose = view_of(op, "indices", indices);
+  {
+    const py::gil_scoped_release unlocked;
+    pairwise_cosine_topk(left, b ? &right : nullptr, k, values, whose, execution());
+  }
+  return py::make_tuple(cosines, indices);
+}
+
 std::vector<uint32_t> numpy_philox4x32(const std::vector<uint32_t>& counter,
                                        const std::vector<uint32_t>& key) {
   if (counter.size() != 4 || key.size() != 2) {
@@ -291,6 +331,8 @@ PYBIND11_MODULE(BRITTLE_NUMPY_MODULE, m) {
         py::arg("norm") = py::none(), py::arg("trace") = py::none());
   m.def("noise", &numpy_noise);
   m.def("in_ball", &numpy_in_ball);
+  m.def("pairwise_cosine", &numpy_pairwise_cosine);
+  m.def("pairwise_cosine_topk", &numpy_pairwise_cosine_topk);
   m.def("philox4x32", &numpy_philox4x32);
   m.def("build_facts", &build_facts);
 #if defined(BRITTLE_SELF_TEST)

@@ -12,14 +12,16 @@ CSRC = PACKAGE.parent.parent / "csrc"
 # Lowest first. A module may import from its own level's own package and from lower levels.
 LEVELS = [
     ["_library"],
+    ["triton"],
     ["ops"],
     ["_folding", "losses", "progress"],
     ["target"],
     ["_checks", "result"],
     ["data", "noise"],
+    ["similarity"],
     ["engine"],
     ["attacks"],
-    ["evaluation"],
+    ["diagnosis", "evaluation"],
     ["report"],
     ["environment"],
     ["demo"],

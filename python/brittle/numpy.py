@@ -296,6 +296,39 @@ def in_ball(
     return out
 
 
+def pairwise_cosine(a: Array, b: Array | None = None, out: Array | None = None) -> Array:
+    """The cosine of the angle between every row of ``a`` and every row of ``b``, ``[N, M]``.
+
+    Args and errors: as :func:`brittle.ops.pairwise_cosine`.
+
+    Example:
+        >>> import numpy as np, brittle.numpy
+        >>> brittle.numpy.pairwise_cosine(np.array([[3.0, 4.0], [0.0, 2.0]]))
+        array([[1. , 0.8],
+               [0.8, 1. ]])
+    """
+    result: Array = _door.pairwise_cosine(a, None if b is a else b, out)
+    return result
+
+
+def pairwise_cosine_topk(a: Array, b: Array | None = None, k: int = 1) -> tuple[Array, Array]:
+    """The ``k`` rows of ``b`` of the largest cosine with each row of ``a``, without ever holding ``[N, M]``.
+
+    Args and errors: as :func:`brittle.ops.pairwise_cosine_topk`.
+
+    Returns:
+        ``(cosines, indices)``, ``[N, k]`` each, descending.
+
+    Example:
+        >>> import numpy as np, brittle.numpy
+        >>> a = np.array([[3.0, 4.0], [0.0, 2.0], [-1.0, 0.0]])
+        >>> brittle.numpy.pairwise_cosine_topk(a, k=1)[1].ravel()
+        array([1, 0, 1])
+    """
+    cosines, indices = _door.pairwise_cosine_topk(a, None if b is a else b, k)
+    return cosines, indices
+
+
 def philox4x32(counter: Sequence[int], key: Sequence[int]) -> list[int]:
     """Four random 32-bit words for four words of counter and two of key: Philox4x32-10.
 

@@ -6,6 +6,7 @@ Every operator has a definition of the same name in plain torch under :mod:`brit
 from brittle.ops.gradient_step import linf_start, linf_step_, sign_sweep
 from brittle.ops.l1_step import l1_step_
 from brittle.ops.noise import KINDS, in_ball, noise
+from brittle.ops.pairwise_cosine import pairwise_cosine, pairwise_cosine_topk
 from brittle.ops.row_step import l2_step_, momentum_step_
 
 __all__ = [
@@ -17,5 +18,7 @@ __all__ = [
     "linf_step_",
     "momentum_step_",
     "noise",
+    "pairwise_cosine",
+    "pairwise_cosine_topk",
     "sign_sweep",
 ]

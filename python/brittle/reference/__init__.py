@@ -14,6 +14,7 @@ from brittle.reference.noise import (
     poisson,
     sine_cosine,
 )
+from brittle.reference.pairwise_cosine import pairwise_cosine, pairwise_cosine_topk
 from brittle.reference.philox import philox4x32, sample_words
 from brittle.reference.row_step import l2_step_, momentum_step_
 
@@ -28,6 +29,8 @@ __all__ = [
     "negative_log",
     "noise",
     "noise_and_factor",
+    "pairwise_cosine",
+    "pairwise_cosine_topk",
     "philox4x32",
     "poisson",
     "sample_words",

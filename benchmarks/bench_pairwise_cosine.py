@@ -1,0 +1,168 @@
+"""Pairwise cosines against the multiply-adds that they need at least, and against what people call."""
+
+import ctypes
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from brittle import ops
+from conftest import Versus
+from torch import Tensor
+from torch.nn import functional
+
+
+@pytest.fixture(scope="module")
+def multiply_adds(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], Callable[[], object]]:
+    """`multiply_adds(count)` is a function that does so many on registers, with torch's threads."""
+    library = tmp_path_factory.mktemp("fma") / "fma_peak.so"
+    source = Path(__file__).with_name("fma_peak.cpp")
+    flags = ["-O3", "-march=native", "-mprefer-vector-width=512", "-shared", "-fPIC", "-pthread"]
+    subprocess.run(["c++", *flags, str(source), "-o", str(library)], check=True)
+    function = ctypes.CDLL(str(library)).multiply_add
+    function.argtypes, function.restype = [ctypes.c_double, ctypes.c_int], ctypes.c_float
+    return lambda count: lambda: function(count, torch.get_num_threads())
+
+
+def normalize_mm(x: Tensor) -> Tensor:
+    y = functional.normalize(x)
+    return y @ y.T
+
+
+SHAPES = [(1024, 1024), (1024, 4096), (2048, 1024), (4096, 4096)]
+
+
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+def bench_symmetric(versus: Versus, multiply_adds: Callable, n: int, d: int) -> None:
+    if versus.device.type != "cpu":
+        pytest.skip("see bench_symmetric_on_the_gpu")
+    from sklearn.metrics.pairwise import cosine_similarity
+    from torchmetrics.functional import pairwise_cosine_similarity
+
+    x, out = torch.randn(n, d), torch.empty(n, n)
+    array = x.numpy()
+    versus(
+        f"float32 {n}x{d}",
+        lambda: ops.pairwise_cosine(x, out=out),
+        {
+            "half the multiply-adds, in registers": multiply_adds(n * n * d / 2),
+            "torch normalize + mm": lambda: normalize_mm(x),
+            "torchmetrics": lambda: pairwise_cosine_similarity(x, zero_diagonal=False),
+            "sklearn": lambda: cosine_similarity(array),
+            "brittle, new output": lambda: ops.pairwise_cosine(x),
+        },
+        {
+            "half the multiply-adds, in registers": ">= 0.8",
+            "torch normalize + mm": ">= 4",
+            "sklearn": ">= 2",
+        },
+        rounds=9 if d * n < 1 << 24 else 7,
+    )
+
+
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+def bench_symmetric_bfloat16(versus: Versus, n: int, d: int) -> None:
+    if versus.device.type != "cpu":
+        pytest.skip("see bench_symmetric_on_the_gpu")
+    x, out = torch.randn(n, d), torch.empty(n, n)
+    half = x.bfloat16()
+    versus(
+        f"bfloat16 {n}x{d}",
+        lambda: ops.pairwise_cosine(half, out=out),
+        {
+            "brittle, float32": lambda: ops.pairwise_cosine(x, out=out),
+            "torch normalize + mm, bfloat16": lambda: normalize_mm(half),
+        },
+        {"brittle, float32": ">= 1.6"},
+        rounds=9 if d * n < 1 << 24 else 7,
+    )
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(1024, 1024, 1024), (256, 8192, 512), (1, 20000, 512)])
+def bench_two_matrices(versus: Versus, multiply_adds: Callable, n: int, m: int, d: int) -> None:
+    if versus.device.type != "cpu":
+        pytest.skip("see bench_symmetric_on_the_gpu")
+    a, b, out = torch.randn(n, d), torch.randn(m, d), torch.empty(n, m)
+    versus(
+        f"float32 {n}x{d} and {m}x{d}",
+        lambda: ops.pairwise_cosine(a, b, out=out),
+        {
+            "the multiply-adds, in registers": multiply_adds(float(n) * m * d),
+            "torch normalize + mm": lambda: functional.normalize(a) @ functional.normalize(b).T,
+        },
+    )
+
+
+def blocks_and_topk(x: Tensor, k: int, side: int = 2048) -> tuple[Tensor, Tensor]:
+    """What people write: a block of rows against everything, then torch.topk."""
+    y = functional.normalize(x)
+    found = []
+    for i in range(0, len(y), side):
+        block = y[i : i + side] @ y.T
+        block[torch.arange(len(block)), torch.arange(i, i + len(block))] = -2
+        found.append(block.topk(k, dim=1))
+    return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+
+
+def bench_topk(versus: Versus, multiply_adds: Callable) -> None:
+    if versus.device.type != "cpu":
+        pytest.skip("see bench_topk_on_the_gpu")
+    n, d, k = 20_000, 512, 10
+    x = torch.randn(n, d)
+    versus(
+        f"top {k} of {n}x{d}",
+        lambda: ops.pairwise_cosine_topk(x, k=k),
+        {
+            "half the multiply-adds, in registers": multiply_adds(n * n * d / 2),
+            "torch blocks + topk": lambda: blocks_and_topk(x, k),
+        },
+        rounds=5,
+        warm_up=1,
+    )
+
+
+PEAK = """
+import json, resource, sys, time, torch
+from brittle import ops
+n, d, k = map(int, sys.argv[1:])
+x = torch.randn(n, d)
+ops.pairwise_cosine_topk(x[:3000], k=k)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+begin = time.perf_counter()
+ops.pairwise_cosine_topk(x, k=k)
+seconds = time.perf_counter() - begin
+print(json.dumps([seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024]))
+"""
+
+
+def bench_topk_of_a_hundred_thousand(versus: Versus, multiply_adds: Callable) -> None:
+    """In a process of its own, whose peak of memory is the call's."""
+    if versus.device.type != "cpu":
+        pytest.skip("see bench_topk_on_the_gpu")
+    n, d, k = 100_000, 512, 10
+    peaks = []
+
+    def ours() -> None:
+        command = [sys.executable, "-c", PEAK, *map(str, (n, d, k))]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks.append(json.loads(done.stdout)[1])
+
+    notes: dict[str, str] = {}
+    limit = "half the multiply-adds, in registers"
+
+    def count() -> None:
+        multiply_adds(n * n * d / 2)()
+        if peaks:
+            notes[limit] = f"peak above the input {max(peaks):.0f} MB"
+
+    versus(
+        f"top {k} of {n}x{d}, process start included",
+        ours,
+        {limit: count},
+        rounds=1,
+        warm_up=1,
+        notes=notes,
+    )
