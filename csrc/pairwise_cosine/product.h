@@ -73,13 +73,11 @@ class Aligned {
 template <class MakeWorker>
 void draw_tasks(const Execution& execution, int64_t tasks, double work,
                 const MakeWorker& make_worker) {
-  constexpr double kWorthWaking = 2e4;
+  constexpr double kWorthWaking = 2e4;  // a thread
   const int64_t units =
-      std::max<int64_t>(1, std::min(tasks, static_cast<int64_t>(work / kWorthWaking)));
+      tasks == 1 ? 1 : std::max<int64_t>(1, static_cast<int64_t>(work / kWorthWaking));
   std::atomic<int64_t> next{0};
-  // A door may want several grains a thread, so each unit counts for as many.
-  constexpr int64_t kGrains = 16;
-  parallel_for(execution, units * kGrains, 1, [&](int64_t, int64_t) {
+  parallel_for(execution, units, 1, [&](int64_t, int64_t) {
     auto worker = make_worker();
     for (int64_t task = next++; task < tasks; task = next++) worker(task);
   });
