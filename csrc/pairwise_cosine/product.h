@@ -260,6 +260,7 @@ struct Block {
   bool first, last;  // superblock
   bool diagonal;     // only tiles on and above the diagonal are there
   bool mirror;       // also stored transposed, at `mirrored`
+  bool stream;       // past the cache
   Scalar* mirrored;
   BRITTLE_INLINE Scalar* tile(int i, int j) const { return sums + (j * kBlock + i) * kTile; }
 };
@@ -274,10 +275,11 @@ struct FinishBlock {
     alignas(64) Scalar reciprocal[kBlock * kPanel] = {};
     for (int c = 0; c < b.columns; ++c) reciprocal[c] = b.column_reciprocal[c];
     alignas(64) Scalar edge[kPanel] = {};
-    fetch(b, 0, kAhead);
+    const bool streams = b.stream && b.first && b.last;  // nothing is read
+    if (!streams) fetch(b, 0, kAhead);
     for (int row = 0; row < b.rows; ++row) {
+      if (!streams) fetch(b, row + kAhead, row + kAhead + 1);
       const int i = row / kPanel, r = row % kPanel;
-      fetch(b, row + kAhead, row + kAhead + 1);
       for (int j = b.diagonal ? i : 0; j < b.column_tiles; ++j) {
         const int column = j * kPanel;
         const int count = b.columns - column < kPanel ? b.columns - column : kPanel;
@@ -288,20 +290,23 @@ struct FinishBlock {
         if (!b.first) {
           for (int c = 0; c < count && !whole; ++c) edge[c] = out[c * b.stride];
 #pragma GCC ivdep
+#pragma GCC unroll 1
           for (int c = 0; c < kPanel; ++c) sums[c] += to[c];
         }
         if (b.last) {
           const Scalar row_reciprocal = b.row_reciprocal[row];
 #pragma GCC ivdep
+#pragma GCC unroll 1
           for (int c = 0; c < kPanel; ++c) {
             sums[c] = cosine_of(sums[c], row_reciprocal, reciprocal[column + c]);
           }
           if (b.diagonal && i == j) sums[r] = cosine_with_itself(row_reciprocal);
         }
-        put(sums, out, count, b.stride);
+        put(sums, out, count, b.stride, streams);
       }
     }
     if (b.last && b.mirror) mirror(b);
+    if (b.last && b.stream) finish_streaming();
   }
 
  private:
@@ -317,9 +322,13 @@ struct FinishBlock {
     }
   }
 
-  BRITTLE_INLINE static void put(const Scalar* from, Scalar* to, int count, int64_t stride) {
-    if (count == kPanel && stride == 1) {
+  BRITTLE_INLINE static void put(const Scalar* from, Scalar* to, int count, int64_t stride,
+                                 bool streams) {
+    if (count == kPanel && stride == 1 && streams) {
+      stream(from, kPanel, to);
+    } else if (count == kPanel && stride == 1) {
 #pragma GCC ivdep
+#pragma GCC unroll 1
       for (int c = 0; c < kPanel; ++c) to[c] = from[c];
     } else {
       for (int c = 0; c < count; ++c) to[c * stride] = from[c];
@@ -336,7 +345,7 @@ struct FinishBlock {
         for (int i = 0; i < last_row; ++i) {
           const int row = i * kPanel;
           const int count = b.rows - row < kPanel ? b.rows - row : kPanel;
-          put(turned[i][c], out + row * b.stride, count, b.stride);
+          put(turned[i][c], out + row * b.stride, count, b.stride, b.stream);
         }
       }
     }
@@ -465,12 +474,17 @@ class Product {
   // symmetric: b is a.
   void run(const Rows<Format>& a, const Rows<Format>& b, bool symmetric, Scalar* out,
            int64_t row_stride, int64_t stride) {
+    // Whole lines only: a line written in pieces past the cache is written several times.
+    constexpr int64_t kWhole = 16 / sizeof(Scalar);
+    const bool streams = a.count * b.count * int64_t{sizeof(Scalar)} > kStreamBytes &&
+                         stride == 1 && row_stride % kWhole == 0 &&
+                         reinterpret_cast<uintptr_t>(out) % 16 == 0;
     for (int64_t i = 0; i < a.count; i += kMostRows) {
       for (int64_t j = symmetric ? i : 0; j < b.count; j += kMostRows) {
         run_part({a.part(i, std::min(i + kMostRows, a.count)),
                   b.part(j, std::min(j + kMostRows, b.count)), symmetric && i == j, symmetric,
-                  out + i * row_stride + j * stride, out + j * row_stride + i * stride, row_stride,
-                  stride});
+                  streams, out + i * row_stride + j * stride, out + j * row_stride + i * stride,
+                  row_stride, stride});
       }
     }
   }
@@ -480,6 +494,7 @@ class Product {
     Rows<Format> a, b;
     bool same;    // b is a: only tiles on and above the diagonal are computed
     bool mirror;  // results are also stored transposed
+    bool stream;  // they go past the cache
     Scalar* out;
     Scalar* mirrored;
     int64_t row_stride, stride;
@@ -587,6 +602,7 @@ class Product {
     block.last = call.begin + call.words == words_;
     block.diagonal = diagonal;
     block.mirror = call.mirror;
+    block.stream = call.stream;
     block.mirrored = call.mirrored + column * call.row_stride + row * call.stride;
     simd::call<FinishBlock<Scalar>>(level_, static_cast<const Block<Scalar>*>(&block));
   }
