@@ -96,6 +96,58 @@ def bench_two_matrices(versus: Versus, multiply_adds: Callable, n: int, m: int, 
     )
 
 
+# The shapes that have targets, few long rows (a batch's features of one layer), many short rows, an odd D.
+GPU_SHAPES = [(1024, 4096), (4096, 4096), (8192, 4096), (512, 100_352), (40_000, 256), (16_384, 1000)]
+GPU_TARGETS = {1024: ">= 1", 4096: ">= 1.6", 8192: ">= 1.9"}
+GPU_KINDS = [(torch.float32, "highest"), (torch.float32, "high"), (torch.bfloat16, "highest")]
+
+
+@pytest.mark.parametrize(("dtype", "setting"), GPU_KINDS, ids=["float32", "TF32", "bfloat16"])
+@pytest.mark.parametrize(("n", "d"), GPU_SHAPES)
+def bench_symmetric_on_the_gpu(versus: Versus, n: int, d: int, dtype: torch.dtype, setting: str) -> None:
+    if versus.device.type != "cuda":
+        pytest.skip("see bench_symmetric")
+    x = torch.randn(n, d, device="cuda").to(dtype)
+    out, product = torch.empty(n, n, device="cuda"), torch.empty(n, n, device="cuda", dtype=dtype)
+    target = GPU_TARGETS[n] if dtype == torch.bfloat16 and d == 4096 else ""
+    name = f"{str(dtype).removeprefix('torch.')}{' (TF32)' if setting == 'high' else ''}"
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        versus(
+            f"{name} {n}x{d}",
+            lambda: ops.pairwise_cosine(x, out=out),
+            {
+                "torch mm alone, whole matrix": lambda: torch.mm(x, x.T, out=product),
+                "torch normalize + mm": lambda: normalize_mm(x),
+                "one write of the result": lambda: out.fill_(0.5),
+                "brittle, x and a copy": lambda: ops.pairwise_cosine(x, x.clone(), out=out),
+            },
+            {"torch normalize + mm": target} if target else {},
+        )
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("n", [100_000, 400_000])
+def bench_topk_on_the_gpu(versus: Versus, n: int) -> None:
+    if versus.device.type != "cuda":
+        pytest.skip("see bench_topk")
+    x = torch.randn(n, 512, device="cuda").bfloat16()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ops.pairwise_cosine_topk(x, k=10)
+    peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+    versus(
+        f"bfloat16 top 10 of {n}x512",
+        lambda: ops.pairwise_cosine_topk(x, k=10),
+        {"torch blocks + topk": lambda: blocks_and_topk(x, 10, side=4096)},
+        notes={"torch blocks + topk": f"ours: peak above the input {peak:.0f} MB"},
+        rounds=3,
+        warm_up=1,
+    )
+
+
 def blocks_and_topk(x: Tensor, k: int, side: int = 2048) -> tuple[Tensor, Tensor]:
     """What people write: a block of rows against everything, then torch.topk."""
     y = functional.normalize(x)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import brittle._library  # noqa: F401  (registers the operators)
 from brittle.ops._arguments import written
+from brittle.triton import register
 
 _ops = torch.ops.brittle
 
@@ -148,3 +149,4 @@ torch.library.register_fake("brittle::pairwise_cosine", _fake)
 torch.library.register_fake("brittle::pairwise_cosine_out", lambda *_: None)
 torch.library.register_fake("brittle::pairwise_cosine_topk", _fake_topk)
 torch.library.register_autograd("brittle::pairwise_cosine", _backward, setup_context=_save)
+register()
