@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     import brittle.attacks as attacks
-    from brittle import evaluation, losses, noise, numpy, ops, reference, report
+    from brittle import diagnosis, evaluation, losses, noise, numpy, ops, reference, report, similarity
     from brittle.attacks.bim import bim
     from brittle.attacks.fgsm import fgsm
     from brittle.attacks.mifgsm import mifgsm
@@ -28,6 +28,7 @@ __all__ = [
     "attack",
     "attacks",
     "bim",
+    "diagnosis",
     "evaluation",
     "fgsm",
     "losses",
@@ -39,6 +40,7 @@ __all__ = [
     "reference",
     "report",
     "rfgsm",
+    "similarity",
 ]
 
 _HOME = {
