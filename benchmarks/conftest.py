@@ -44,8 +44,13 @@ class Versus:
         rounds: int = ROUNDS,
         notes: dict[str, str] | None = None,
         warm_up: int = 3,
+        settle: bool = False,
     ) -> dict[str, float]:
-        """`targets[name]` is the ratio ``time of name / time of ours`` to reach, e.g. ``">= 3"``."""
+        """`targets[name]` is the ratio ``time of name / time of ours`` to reach, e.g. ``">= 3"``.
+
+        `settle`: each timed call comes right after an untimed one. Where the sides have thread pools of their
+        own, one that has just finished still spins, and one that sleeps takes milliseconds to wake.
+        """
         times: dict[str, list[float]] = {name: [] for name in others}
         for function in (ours, *others.values()):
             for _ in range(warm_up):  # allocate, compile, fill caches
@@ -53,7 +58,12 @@ class Versus:
 
         def run_the_others() -> None:
             for name, function in others.items():
+                if settle:
+                    function()
                 times[name].append(self.timed(function))
+            if settle:
+                ours()
+                self.synchronize()
 
         def ours_to_the_end() -> None:
             ours()

@@ -417,18 +417,21 @@ class TestTopk:
 
     def test_memory_is_bounded(self) -> None:
         """Of 20,000 rows and as many others the matrix would take 1.6 GB."""
+        # VmHWM, not getrusage, whose peak is inherited from the process that starts this one.
         code = """
-import resource, torch
+import re, torch
 from brittle import ops
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 a, b = torch.randn(20000, 8), torch.randn(20000, 8)
 ops.pairwise_cosine_topk(a[:100], b[:100], 4)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 ops.pairwise_cosine_topk(a, b, 4)
 ops.pairwise_cosine_topk(a, k=4)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(peak() - before)
 """
         printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-        assert float(printed.stdout) < 100, "megabytes"
+        assert 10 < float(printed.stdout) < 100, "megabytes"
 
 
 A = torch.ones(3, 5)
