@@ -44,12 +44,13 @@ class Versus:
         rounds: int = ROUNDS,
         notes: dict[str, str] | None = None,
         warm_up: int = 3,
-        settle: bool = False,
+        settle: float = 0.0,
     ) -> dict[str, float]:
         """`targets[name]` is the ratio ``time of name / time of ours`` to reach, e.g. ``">= 3"``.
 
-        `settle`: each timed call comes right after an untimed one. Where the sides have thread pools of their
-        own, one that has just finished still spins, and one that sleeps takes milliseconds to wake.
+        `settle`: seconds of untimed calls right before each timed one. Where the sides have thread pools of
+        their own, one that has just finished spins on for a while, and one that sleeps takes milliseconds to
+        wake.
         """
         times: dict[str, list[float]] = {name: [] for name in others}
         for function in (ours, *others.values()):
@@ -58,12 +59,9 @@ class Versus:
 
         def run_the_others() -> None:
             for name, function in others.items():
-                if settle:
-                    function()
+                self.settle(function, settle)
                 times[name].append(self.timed(function))
-            if settle:
-                ours()
-                self.synchronize()
+            self.settle(ours, settle)
 
         def ours_to_the_end() -> None:
             ours()
@@ -90,6 +88,11 @@ class Versus:
             )
         self.benchmark.extra_info.update({f"{name} / ours": ratio for name, ratio in ratios.items()})
         return ratios
+
+    def settle(self, function: Callable[[], object], seconds: float) -> None:
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            self.timed(function)
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
