@@ -91,7 +91,7 @@ def cluster(cosines: Tensor, k: int, method: str = "spectral", seed: int = 0) ->
 
     Example:
         >>> import torch, brittle
-        >>> from brittle.similarity.clusters import cluster
+        >>> from brittle.similarity import cluster
         >>> directions = torch.eye(3).repeat_interleave(4, 0)
         >>> noise = 0.1 * torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
         >>> found = cluster(brittle.ops.pairwise_cosine(directions + noise), k=3)
@@ -150,7 +150,7 @@ def redundancy(cosines: Tensor | Mapping[str, Tensor]) -> float | dict[str, floa
 
     Example:
         >>> import torch
-        >>> from brittle.similarity.clusters import redundancy
+        >>> from brittle.similarity import redundancy
         >>> redundancy(torch.tensor([[1.0, 0.25], [0.25, 1.0]]))
         0.25
     """
@@ -186,7 +186,7 @@ def effective_rank(matrix: Tensor, *, gram: bool = False) -> float:
 
     Example:
         >>> import torch
-        >>> from brittle.similarity.clusters import effective_rank
+        >>> from brittle.similarity import effective_rank
         >>> round(effective_rank(torch.eye(3)), 6)
         3.0
     """
@@ -260,7 +260,7 @@ def layer_summary(
 
     Example:
         >>> import torch
-        >>> from brittle.similarity.clusters import layer_summary
+        >>> from brittle.similarity import layer_summary
         >>> print(layer_summary({"fc": torch.eye(4)}, labels=[0, 0, 1, 1]).table())
         layer       redundancy   effective rank     within class  between classes
         fc              0.0000           4.0000           0.0000           0.0000

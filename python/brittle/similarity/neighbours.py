@@ -55,7 +55,7 @@ def nearest(
 
     Example:
         >>> import torch
-        >>> from brittle.similarity.neighbours import nearest
+        >>> from brittle.similarity import nearest
         >>> cosines, indices = nearest(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1]]))
         >>> indices.squeeze(1).tolist()
         [2, 2, 0]
