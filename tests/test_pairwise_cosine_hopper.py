@@ -38,17 +38,20 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], warp
 
 def compiled_product(dtype: torch.dtype, precision: str, n: int, d: int, symmetric: bool = True) -> Any:
     """The product of n rows of d elements, contiguous, as the launcher would have it compiled."""
-    from brittle.triton import pairwise_cosine as kernels
+    from brittle.triton import pairwise_cosine, pairwise_cosine_kernels
+    from brittle.triton.pairwise_cosine_tilings import H200_MULTIPROCESSORS, tiling_for
 
-    tiling = kernels.tiling_for(n, n, d, dtype, symmetric, precision, kernels.H200_MULTIPROCESSORS)
-    result = NAMES[kernels.result_dtype(dtype)]
+    tiling = tiling_for(n, n, d, dtype, symmetric, precision, H200_MULTIPROCESSORS)
+    result = NAMES[pairwise_cosine.result_dtype(dtype)]
     types = {"a": f"*{NAMES[dtype]}!", "b": f"*{NAMES[dtype]}!"}
     types |= dict.fromkeys(["a_scales", "b_scales", "out"], f"*{result}!")
     types |= dict.fromkeys(["n", "m", "a_step", "b_step", "out_row", "plane"], "i32!")
     types |= dict.fromkeys(["d_units", "a_row_units", "b_row_units", "share_steps"], "i32")
-    constants = kernels.constants(dtype, precision, n, d, d, d, symmetric, tiling)
+    constants = pairwise_cosine.constants(dtype, precision, n, d, d, d, symmetric, tiling)
     constants |= {"a_column": 1, "b_column": 1, "out_column": 1}
-    return tiling, compiled(kernels._product, types, constants, tiling.num_warps, tiling.num_stages)
+    return tiling, compiled(
+        pairwise_cosine_kernels.product_kernel, types, constants, tiling.num_warps, tiling.num_stages
+    )
 
 
 CASES = [

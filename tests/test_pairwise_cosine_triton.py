@@ -7,7 +7,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-import brittle
 import numpy as np
 import pytest
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
-SOURCE = Path(brittle.__file__).parent / "triton" / "pairwise_cosine.py"
+OURS = [f"brittle.triton.pairwise_cosine{part}" for part in ("_kernels", "_tilings", "")]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CUDA = torch.cuda.is_available()
 # Sums of float32 products, scaled and rounded; tensor cores truncate as they add.
@@ -48,7 +47,8 @@ def modules() -> Iterator[dict[str, ModuleType]]:
     that the kernels call are decorated anew, for as long as this file's tests run. Then all of Triton's names
     are put back: the interpreter replaces many.
     """
-    paths = (SOURCE, Path(__file__).with_name("triton_tiles.py"))
+    path = Path(__file__).with_name("triton_tiles.py")
+    package = importlib.import_module("brittle.triton")
     spaces = (tl, tl.core, tl.math, tl.tensor, tl.dtype, tl.core.tensor_descriptor_base, tl.condition)
     names = [(space, dict(vars(space))) for space in spaces]
     with pytest.MonkeyPatch.context() as patch:
@@ -56,9 +56,15 @@ def modules() -> Iterator[dict[str, ModuleType]]:
             patch.setenv("TRITON_INTERPRET", "1")
             for name in ("max", "sum"):
                 patch.setattr(tl, name, triton.jit(getattr(tl, name).fn))
-        yield {path.stem: load(path) for path in paths}
-    for path in paths:
+        for name in OURS:
+            patch.delitem(sys.modules, name, raising=False)
+            patch.delattr(package, name.rpartition(".")[2], raising=False)
+        found = {name.rpartition(".")[2]: importlib.import_module(name) for name in OURS}
+        yield {**found, path.stem: load(path)}
         del sys.modules[f"tested_{path.stem}"]
+        for name in OURS:
+            del sys.modules[name]
+            delattr(package, name.rpartition(".")[2])
     for space, before in names:
         for name, value in list(vars(space).items()):
             if name not in before:
@@ -70,6 +76,11 @@ def modules() -> Iterator[dict[str, ModuleType]]:
 @pytest.fixture
 def kernels(modules: dict[str, ModuleType]) -> ModuleType:
     return modules["pairwise_cosine"]
+
+
+@pytest.fixture
+def tilings(modules: dict[str, ModuleType]) -> ModuleType:
+    return modules["pairwise_cosine_tilings"]
 
 
 def features(n: int, d: int, dtype: torch.dtype = torch.float32, seed: int = 0, shift: float = 0.3) -> Tensor:
@@ -247,14 +258,14 @@ class TestLongRows:
     @pytest.mark.parametrize("symmetric", [True, False])
     @pytest.mark.parametrize("shares", [2, 7])
     def test_any_number_of_shares(
-        self, kernels: ModuleType, dtype: torch.dtype, symmetric: bool, shares: int
+        self, kernels: ModuleType, tilings: ModuleType, dtype: torch.dtype, symmetric: bool, shares: int
     ) -> None:
         a = features(35, 150, dtype)
         a[3] = 0
         a[4, 149] = torch.nan
         b = None if symmetric else features(70, 150, dtype)
         precision = kernels._precision(dtype)
-        tiling = kernels.candidates(dtype, precision)[-1]._replace(block_k=16, shares=shares)
+        tiling = tilings.candidates(dtype, precision)[-1]._replace(block_k=16, shares=shares)
         out = launch(kernels, a, b, tiling, precision)
         expected = reference.pairwise_cosine(a.cpu(), None if b is None else b.cpu())
         assert_close(out, expected, TOLERANCE[dtype])
@@ -264,17 +275,22 @@ class TestLongRows:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
     @pytest.mark.parametrize("d", [64, 65, 128, 300])
     def test_running_sums_are_cut(
-        self, kernels: ModuleType, dtype: torch.dtype, d: int, monkeypatch: pytest.MonkeyPatch
+        self,
+        kernels: ModuleType,
+        tilings: ModuleType,
+        dtype: torch.dtype,
+        d: int,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(kernels, "CHUNK", 64)
         a = features(20, d, dtype)
-        out = launch(kernels, a, None, kernels.candidates(dtype, "tf32")[-1]._replace(block_k=32), "tf32")
+        out = launch(kernels, a, None, tilings.candidates(dtype, "tf32")[-1]._replace(block_k=32), "tf32")
         assert_close(out, reference.pairwise_cosine(a.cpu()), 3e-3 if dtype == torch.float32 else 4e-6)
 
-    def test_parts_are_added_with_compensation(self, kernels: ModuleType) -> None:
+    def test_parts_are_added_with_compensation(self, kernels: ModuleType, tilings: ModuleType) -> None:
         """1250 parts whose roundings all fall the same way: without, these are off by 2e-5."""
         a = torch.tensor([[0.1], [0.3], [0.37], [1.1]], device=DEVICE).expand(4, 20_000)
-        tiling = kernels.candidates(torch.float32, "ieee")[2]._replace(block_k=16)
+        tiling = tilings.candidates(torch.float32, "ieee")[2]._replace(block_k=16)
         out = launch(kernels, a, a[:, :], tiling, "ieee")
         assert_close(out, torch.ones(4, 4, dtype=torch.float64), 1e-6)
 
@@ -301,10 +317,10 @@ class TestTilings:
     @pytest.mark.parametrize(("dtype", "precision"), PRECISIONS, ids=str)
     @pytest.mark.parametrize("symmetric", [True, False])
     def test_every_candidate(
-        self, kernels: ModuleType, dtype: torch.dtype, precision: str, symmetric: bool
+        self, kernels: ModuleType, tilings: ModuleType, dtype: torch.dtype, precision: str, symmetric: bool
     ) -> None:
         tolerance = 3e-3 if precision == "tf32" and dtype == torch.float32 else TOLERANCE[dtype]
-        for tiling in kernels.candidates(dtype, precision):
+        for tiling in tilings.candidates(dtype, precision):
             a = features(tiling.block_m + 3, 70, dtype)
             b = None if symmetric else features(7, 70, dtype, seed=1)
             out = launch(kernels, a, b, tiling, precision)
@@ -314,18 +330,18 @@ class TestTilings:
                 assert_symmetric(out, expected)
 
     @pytest.mark.parametrize(("dtype", "precision"), PRECISIONS, ids=str)
-    def test_they_fit_hopper(self, kernels: ModuleType, dtype: torch.dtype, precision: str) -> None:
-        for tiling in kernels.candidates(dtype, precision):
+    def test_they_fit_hopper(self, tilings: ModuleType, dtype: torch.dtype, precision: str) -> None:
+        for tiling in tilings.candidates(dtype, precision):
             assert tiling.block_n % tiling.block_m == 0, "the triangle is one of squares of block_n"
-            assert kernels.CHUNK % tiling.block_k == 0
+            assert tilings.CHUNK % tiling.block_k == 0
             operands = tiling.num_stages * (tiling.block_m + tiling.block_n) * tiling.block_k * dtype.itemsize
             assert operands <= 227 * 1024
 
-    def test_the_choice(self, kernels: ModuleType) -> None:
+    def test_the_choice(self, kernels: ModuleType, tilings: ModuleType) -> None:
         def chosen(
             n: int, m: int, d: int, symmetric: bool = False, dtype: torch.dtype = torch.float32
         ) -> Any:
-            return kernels.tiling_for(n, m, d, dtype, symmetric, kernels._precision(dtype), 132)
+            return tilings.tiling_for(n, m, d, dtype, symmetric, kernels._precision(dtype), 132)
 
         assert chosen(10_000, 10_000, 512)[:3] == (128, 128, 32)
         assert chosen(10_000, 10_000, 512, dtype=torch.bfloat16)[:3] == (128, 256, 64)
@@ -342,7 +358,7 @@ class TestTilings:
             for dtype in DTYPES:
                 tiling = chosen(n, m, d, dtype=dtype)
                 assert chosen(n, m, d, dtype=dtype) == tiling
-                assert tiling.shares == 1 or tiling.shares * n * m <= kernels.SPLIT_WORKSPACE
+                assert tiling.shares == 1 or tiling.shares * n * m <= tilings.SPLIT_WORKSPACE
 
     def test_tf32_only_where_allowed(self, kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         for setting, expected in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
@@ -362,7 +378,7 @@ class TestTriangle:
             steps = next(steps for steps in (4, 8, 16) if -(-tiles // group) <= 2**steps)
             block = min(triton.next_power_of_2(count), 2**16)
             modules["triton_tiles"].write_tiles[(-(-count // block),)](
-                modules["pairwise_cosine"]._triangle_tile,
+                modules["pairwise_cosine_kernels"].triangle_tile,
                 found[0],
                 found[1],
                 0,
@@ -390,7 +406,7 @@ class TestTriangle:
         tiles = 46_340
         first = tiles * (tiles + 1) // 2 - 4096
         found = torch.full((2, 4096), -1, dtype=torch.int32, device=DEVICE)
-        triangle = modules["pairwise_cosine"]._triangle_tile
+        triangle = modules["pairwise_cosine_kernels"].triangle_tile
         modules["triton_tiles"].write_tiles[(1,)](
             triangle, found[0], found[1], first, 4096, tiles, 8, 16, 4096
         )

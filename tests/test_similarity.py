@@ -28,7 +28,7 @@ from brittle.similarity import (
     plot_layers,
     plot_matrix,
 )
-from brittle.similarity import layers as implementation
+from brittle.similarity import measures as implementation
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
