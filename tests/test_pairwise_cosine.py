@@ -83,6 +83,18 @@ class TestValues:
         a, b = rows(n, d, torch.float32, 0), rows(m, d, torch.float32, 1)
         assert_close(ops.pairwise_cosine(a, b), reference.pairwise_cosine(a, b), torch.float32)
 
+    def test_a_result_larger_than_the_cache_in_several_passes(self) -> None:
+        a = rows(1500, 2100, torch.float32, 0)
+        got = ops.pairwise_cosine(a)
+        assert_close(got, reference.pairwise_cosine(a), torch.float32)
+        assert_symmetric(got, a)
+
+    def test_products_are_not_rounded_before_they_are_added(self, simd_level: str) -> None:
+        """A fused multiply-add keeps what x * x loses; without one the two terms cancel exactly."""
+        x = torch.tensor(1 + 2.0**-12)
+        got = ops.pairwise_cosine(torch.stack([torch.tensor(1.0), x])[None], torch.stack([-x * x, x])[None])
+        assert (got.item() == 0) == (simd_level == "baseline")
+
     def test_more_rows_than_are_packed_at_a_time(self) -> None:
         a, b = rows(4200, 3, torch.float32, 0), rows(4100, 3, torch.float32, 1)
         got = ops.pairwise_cosine(a)
@@ -307,6 +319,20 @@ class TestBackward:
         assert a.grad is not None
         assert a.grad.isfinite().all()
         assert (a.grad[1] == 0).all()
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_a_lost_row_spoils_no_other_gradient(self, value: float) -> None:
+        a = rows(5, 6, torch.float64, 0)
+        kept = [0, 1, 3, 4]
+        alone = a[kept].requires_grad_()
+        ops.pairwise_cosine(alone).sum().backward()
+        a[2, 3] = value
+        a.requires_grad_()
+        ops.pairwise_cosine(a)[kept][:, kept].sum().backward()
+        assert a.grad is not None
+        assert alone.grad is not None
+        assert torch.allclose(a.grad[kept], alone.grad, rtol=1e-12)
+        assert (a.grad[2] == 0).all()
 
     def test_no_columns(self) -> None:
         a = torch.empty(3, 0, requires_grad=True)

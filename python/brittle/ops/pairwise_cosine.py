@@ -23,8 +23,8 @@ def pairwise_cosine(a: Tensor, b: Tensor | None = None, out: Tensor | None = Non
     an infinity gives NaN, in its row and its column only. Every other row is normalised exactly, however
     small or large its norm; without ``b`` the diagonal is exactly 1 and the matrix exactly symmetric.
 
-    Differentiable with respect to ``a`` and ``b``, twice too, where ``out`` is not given; a zero row's
-    gradient is 0.
+    Differentiable with respect to ``a`` and ``b``, twice too, where ``out`` is not given; the gradient of a
+    zero row, and of one that holds a NaN or an infinity, is 0.
 
     Args:
         a: ``[N, D]``, float32, float64, float16 or bfloat16, any strides.
@@ -101,8 +101,8 @@ def _fake_topk(a: Tensor, b: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
     return a.new_empty(shape, dtype=_result_dtype(a.dtype)), a.new_empty(shape, dtype=torch.int64)
 
 
-def _directions(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows of length 1, and one over the length that they had; 0 for a zero row."""
+def directions(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows of length 1, and one over the length that they had; 0 for a zero or lost row."""
     x = x.to(dtype)
     # A power of two, the largest element's: the squares are then neither too large nor too small.
     largest = x.detach().abs().amax(1, keepdim=True) if x.shape[1] else x.new_zeros(x.shape[0], 1)
@@ -112,7 +112,7 @@ def _directions(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     one = torch.ones_like(largest)
     first, second = torch.ldexp(one, exponent // 2), torch.ldexp(one, exponent - exponent // 2)
     scaled = x * first * second
-    some = largest > 0
+    some = (largest > 0) & largest.isfinite()
     norm = torch.where(some, scaled, 1.0).square().sum(1, keepdim=True).sqrt()
     reciprocal = (1 / norm * first * second).clamp(max=torch.finfo(dtype).max)
     return torch.where(some, scaled / norm, 0.0), torch.where(some, reciprocal, 0.0)
@@ -131,12 +131,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     a, b = ctx.saved_tensors
-    rows, row_reciprocal = _directions(a, grad.dtype)
+    rows, row_reciprocal = directions(a, grad.dtype)
     if b is None:
         grad = grad + grad.T
         grad = grad - torch.diag(grad.diagonal())  # the diagonal is constant
         return _through(rows, row_reciprocal, grad @ rows).to(a.dtype), None
-    columns, column_reciprocal = _directions(b, grad.dtype)
+    columns, column_reciprocal = directions(b, grad.dtype)
     grad_a = grad_b = None
     if ctx.needs_input_grad[0]:
         grad_a = _through(rows, row_reciprocal, grad @ columns).to(a.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from brittle import _checks as check
 from brittle.ops import pairwise_cosine_topk
+from brittle.ops.pairwise_cosine import directions
 
 BACKENDS = ("exact", "faiss")
 
@@ -167,9 +168,5 @@ def _chunks(count: int, columns: int) -> list[slice]:
 def _directions(rows: Tensor) -> np.ndarray:
     """float32, contiguous: the rows at length 1, a zero row 0; NaN where there is none."""
     x = rows.to("cpu", torch.float64)
-    x = torch.where(x.isfinite().all(1, keepdim=True), x, torch.nan)
-    # The largest element first: the squares of very large and very small numbers are none.
-    largest = x.abs().amax(1, keepdim=True)
-    x = x / torch.where(largest == 0, 1.0, largest)
-    norm = x.square().sum(1, keepdim=True).sqrt()
-    return np.ascontiguousarray((x / torch.where(norm == 0, 1.0, norm)).float().numpy())
+    found = directions(x, torch.float64)[0].masked_fill(~x.isfinite().all(1, keepdim=True), torch.nan)
+    return np.ascontiguousarray(found.float().numpy())
