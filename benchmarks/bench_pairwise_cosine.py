@@ -64,7 +64,7 @@ def bench_symmetric(versus: Versus, multiply_adds: Callable, n: int, d: int) -> 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 def bench_symmetric_and_sklearn(versus: Versus, n: int, d: int) -> None:
-    """By itself: the threads of its BLAS spin for a tenth of a second after each call."""
+    """By itself: the threads of its BLAS spin on after each call, for more than 50 ms."""
     if versus.device.type != "cpu":
         pytest.skip("sklearn has no GPU")
     from sklearn.metrics.pairwise import cosine_similarity
