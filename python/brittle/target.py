@@ -58,6 +58,9 @@ class Target:
             models with ``nn.Conv2d`` layers.
         fold_batchnorm: fold batch-norm layers where that is exact.
         compile: run the search copy through ``torch.compile``.
+        fixed_batch: call the model with exactly so many samples each time, the last ones padded. Libraries
+            choose their kernels, and with them the order of their sums, by the shape of the whole batch; at
+            one shape a sample's logits and gradient have the same bits whatever batch it comes in.
 
     Attributes:
         forwards, backwards: evaluations spent so far, in samples, on either form.
@@ -86,6 +89,7 @@ class Target:
         channels_last: bool | str = "auto",
         fold_batchnorm: bool = True,
         compile: bool = False,
+        fixed_batch: int | None = None,
         name: str = "Target",
     ) -> None:
         if not callable(model):
@@ -96,7 +100,10 @@ class Target:
             raise ValueError(f"{name}: channels_last must be True, False or 'auto'; got {channels_last!r}")
         if not bounds[0] < bounds[1]:
             raise ValueError(f"{name}: bounds must be (lo, hi) with lo < hi; got ({bounds[0]}, {bounds[1]})")
+        if fixed_batch is not None and not (isinstance(fixed_batch, int) and fixed_batch >= 1):
+            raise ValueError(f"{name}: fixed_batch must be an integer >= 1 or None; got {fixed_batch!r}")
         self.model = model
+        self.fixed_batch = fixed_batch
         self.bounds = float(bounds[0]), float(bounds[1])
         self.name = name
         self.forwards = 0
@@ -251,7 +258,6 @@ class Target:
 
     def _forward(self, x: Tensor, own: bool) -> Tensor:
         self.forwards += len(x)
-        count = len(x)
         model = self.model if own or self._search is None else self._search
         if self._mean is not None and self._std is not None:
             shape = (1, -1, *[1] * (x.dim() - 2))
@@ -259,7 +265,17 @@ class Target:
             x = (x - mean) / std
         if model is not self.model and self._half:
             x = x.to(torch.bfloat16)
-        logits: Any = model(x)
+        size = self.fixed_batch
+        if size is None or len(x) == 0:
+            return self._checked(model(x), len(x))
+        padding = x[:1].detach().expand(-len(x) % size, *x.shape[1:])
+        last = self.channels_last and model is not self.model and x.dim() == 4
+        parts = [
+            self._checked(model(_laid_out(part, last)), size) for part in torch.cat([x, padding]).split(size)
+        ]
+        return torch.cat(parts)[: len(x)]
+
+    def _checked(self, logits: Any, count: int) -> Tensor:
         if not isinstance(logits, Tensor):
             raise ValueError(
                 f"{self.name}: the model must return a tensor of logits; got {type(logits).__name__}"
@@ -294,6 +310,15 @@ class Target:
             if self._compile:
                 search = torch.compile(search)  # type: ignore[assignment]
         self._search, self._prepared_from, self._confirmed = search, version, False
+
+
+def _laid_out(x: Tensor, channels_last: bool) -> Tensor:
+    """``x`` in strides that its shape alone decides: a dimension of length 1 leaves torch a choice of them,
+    and kernels are chosen by strides, too."""
+    if not channels_last:
+        return x.reshape(-1).view(x.shape)
+    n, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(-1).view(n, h, w, c).permute(0, 3, 1, 2)
 
 
 def _statistics(name: str, mean: Any, std: Any) -> tuple[Tensor | None, Tensor | None]:

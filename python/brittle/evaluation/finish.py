@@ -1,0 +1,266 @@
+"""From the rows of a finished run to its report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from torch import Tensor
+
+from brittle import __version__
+from brittle.diagnosis import near_duplicates
+from brittle.evaluation.preflight import SetAbout, as_json
+from brittle.evaluation.reading import read_rows
+from brittle.evaluation.rows import AttackRows, Duplicates, RunRows, SetRows
+from brittle.evaluation.settings import Settings
+from brittle.evaluation.stages import Attacked, landscape_steps
+from brittle.evaluation.store import RunStore, RunStoreError, read_run_json, write_json, write_whole
+from brittle.evaluation.verdict import Requirement
+from brittle.evaluation.views import summarise
+from brittle.sources import BadSample
+from brittle.target import Target
+
+Pictures = dict[str, NDArray[np.floating[Any]]]
+
+_EXAMPLES = 8
+_READ = 256
+# A side of the pictures that near-duplicates are searched by: 50,000 in colour take 150 MB.
+_SIDE = 16
+
+
+def load_report(out: str | Path) -> dict[str, Any]:
+    """What ``report.json`` of a finished run holds.
+
+    Raises:
+        RunStoreError: there is none.
+    """
+    path = Path(out) / "report.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is damaged"
+        raise RunStoreError(f"evaluate: {out} must hold a finished run; {path}: {reason}") from None
+    return found
+
+
+def finish(
+    store: RunStore,
+    target: Target,
+    about: Sequence[SetAbout],
+    settings: Settings,
+    requirements: Sequence[Requirement],
+    title: str | None,
+    provenance: Mapping[str, str],
+    progress: Callable[[str, int, int], None] | None,
+) -> None:
+    """Write ``report.json`` and ``report.html``: functions of the rows, the settings and nothing else."""
+    from brittle.report import evaluation_page
+
+    tick = progress or (lambda stage, done, total: None)
+    tick("report", 0, 3)
+    texts = {stage.name_in_texts: stage.text for stage in settings.stages() if isinstance(stage, Attacked)}
+    run = read_rows(store, as_json(about), settings.as_json(), texts, landscape_steps(settings.reach))
+    notes: list[dict[str, str]] = []
+    if "duplicates" in settings.views:
+        run = replace(run, duplicates=tuple(_duplicates(store, about, notes)))
+    begun = read_run_json(store.out)["fingerprint"]
+    used, everyone = sum(one.count for one in about if one.labelled), sum(
+        len(one.source) for one in about if one.labelled
+    )
+    tick("report", 1, 3)
+    summary = summarise(
+        run,
+        title=title or "How far this model can be trusted",
+        partial=None if used == everyone else {"used": used, "of": everyone},
+        requirements=requirements,
+        provenance=_provenance(begun, settings, provenance),
+    )
+    summary["findings"] += notes
+    pictures: Pictures = {}
+    if "robustness" in summary["views"]:
+        summary["views"]["robustness"]["examples"] = _examples(run, store, target, about[0], settings, pictures)
+    by_name = {one.name: one for one in about}
+    for key in _picture_keys(summary["views"]):
+        if key not in pictures:
+            _add_picture(pictures, key, by_name, target.bounds)
+    tick("report", 2, 3)
+    page = evaluation_page(summary, pictures)
+    write_json(store.out / "report.json", summary)
+    try:
+        write_whole(store.out / "report.html", page.encode())
+    except OSError as error:
+        raise RunStoreError(f"evaluate: {store.out / 'report.html'} must be writable; got {error.strerror}") from None
+    tick("report", 3, 3)
+
+
+def _provenance(
+    begun: Mapping[str, Any], settings: Settings, further: Mapping[str, str]
+) -> dict[str, str]:
+    data = {name: f"{digest[:16]} (SHA-256)" for name, digest in begun.items() if name.startswith("data ")}
+    return {
+        "brittle": __version__,
+        "torch": torch.__version__,
+        "random stream": str(begun["random stream"]),
+        "seed": str(settings.seed),
+        "device": str(begun["device"]),
+        "samples per call": str(begun["fixed batch"]),
+        "weights": f"{begun['weights'][:16]} (SHA-256)",
+        **data,
+        **further,
+    }
+
+
+def _duplicates(
+    store: RunStore, about: Sequence[SetAbout], notes: list[dict[str, str]]
+) -> Iterator[Duplicates]:
+    """Every two sets, the one called "train", or else the earlier one, searched for the other's samples."""
+    sets = sorted((one for one in about if one.labelled), key=lambda one: one.name != "train")
+    if len(sets) < 2:
+        return
+    inputs = {one.name: _small(store, one) for one in sets}
+    for train, test in combinations(sets, 2):
+        (ids_a, a), (ids_b, b) = inputs[train.name], inputs[test.name]
+        try:
+            found = near_duplicates(a, b)
+        except ValueError as error:
+            notes.append(
+                {
+                    "severity": "note",
+                    "view": "duplicates",
+                    "title": f"{test.name} was not searched for near-duplicates of {train.name}",
+                    "evidence": str(error),
+                    "advice": "Look for shared samples by other means, such as file names and patients.",
+                }
+            )
+            continue
+        pairs = zip(
+            ids_b[found.test_index].tolist(),
+            ids_a[found.train_index].tolist(),
+            found.cosines.tolist(),
+            found.p_values.tolist(),
+            strict=True,
+        )
+        yield Duplicates(
+            train.name, test.name, len(found.suspects), found.samples, found.threshold, tuple(pairs)
+        )
+
+
+def _small(store: RunStore, one: SetAbout) -> tuple[Tensor, Tensor]:
+    """Ids and samples of a set, images reduced to at most 16 x 16 pixels by area."""
+    ids = store.column("SELECT id FROM samples WHERE data_set = ? ORDER BY id", one.name)
+    parts = []
+    for first in range(0, len(ids), _READ):
+        x = one.source.load(ids[first : first + _READ].tolist())[0]
+        if x.dim() == 4 and max(x.shape[2:]) > _SIDE:
+            x = F.adaptive_avg_pool2d(x, (min(_SIDE, x.shape[2]), min(_SIDE, x.shape[3])))
+        parts.append(x)
+    return torch.from_numpy(ids), torch.cat(parts)
+
+
+def _examples(
+    run: RunRows, store: RunStore, target: Target, one: SetAbout, settings: Settings, pictures: Pictures
+) -> list[dict[str, Any]]:
+    """The nearest adversarial points of samples that the model was sure of, some in each norm."""
+    shown = []
+    for norm in settings.norms:
+        tried = {a.attack: a for a in run.main.attacks if a.norm == norm and a.seed == settings.seed}
+        rows = next((tried[name] for name in ("minimal", "pgd", "fgsm") if name in tried), None)
+        if rows is None:
+            continue
+        for place in _surest(run.main, rows, settings.reported[norm])[: _EXAMPLES // len(settings.norms)]:
+            point = store.point(run.main.name, rows.attack, norm, rows.seed, int(run.main.ids[place]))
+            if point is not None:
+                shown.append(_example(run.main, place, rows, point, target, one, pictures))
+    return shown
+
+
+def _surest(main: SetRows, rows: AttackRows, eps: float) -> list[int]:
+    """Places of the samples that fell at this radius, the surest of each class first."""
+    confidence, predicted = main.logits.double().softmax(1).max(1)
+    fallen = (predicted == main.label) & rows.fooled[rows.epsilons.index(eps)] & rows.distance.isfinite()
+    order = torch.where(fallen, confidence, -1.0).argsort(descending=True, stable=True)[: int(fallen.sum())]
+    seen: Counter[int] = Counter()
+    ranked = []
+    for place in order.tolist():
+        label = int(main.label[place])
+        ranked.append((seen[label], place))
+        seen[label] += 1
+    return [place for _, place in sorted(ranked, key=lambda pair: pair[0])]
+
+
+def _example(
+    main: SetRows,
+    place: int,
+    rows: AttackRows,
+    point: Tensor,
+    target: Target,
+    one: SetAbout,
+    pictures: Pictures,
+) -> dict[str, Any]:
+    sample = int(main.ids[place])
+    x, _ = one.source.load([sample])
+    both = torch.cat([x, point[None].to(x.dtype)]).to(target.device or x.device)
+    logits = target.logits(both, torch.tensor([sample, sample], device=both.device))
+    confidence, predicted = (part.tolist() for part in logits.double().softmax(1).max(1))
+    clean, adversarial = f"{main.name}/{sample}/clean", f"{main.name}/{sample}/{rows.attack} {rows.norm}"
+    for key, picture in ((clean, x[0]), (adversarial, point)):
+        _draw(pictures, key, picture, target.bounds)
+    before, after = (
+        {"label": main.classes[label], "confidence": sure}
+        for label, sure in zip(predicted, confidence, strict=True)
+    )
+    return {
+        "id": sample,
+        "name": main.names[place],
+        "label": main.classes[int(main.label[place])],
+        "attack": rows.attack,
+        "norm": rows.norm,
+        "distance": float(rows.distance[place]),
+        "before": before,
+        "after": after,
+        "clean": clean,
+        "adversarial": adversarial,
+    }
+
+
+def _picture_keys(value: Any) -> Iterator[str]:
+    """The keys under ``picture`` and ``pictures``, anywhere."""
+    if isinstance(value, list):
+        for part in value:
+            yield from _picture_keys(part)
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            if name == "picture":
+                yield part
+            elif name == "pictures":
+                yield from part
+            else:
+                yield from _picture_keys(part)
+
+
+def _add_picture(
+    pictures: Pictures, key: str, about: Mapping[str, SetAbout], bounds: tuple[float, float]
+) -> None:
+    name, sample, _ = key.rsplit("/", 2)
+    try:
+        _draw(pictures, key, about[name].source.load([int(sample)])[0][0], bounds)
+    except BadSample:
+        return
+
+
+def _draw(pictures: Pictures, key: str, x: Tensor, bounds: tuple[float, float]) -> None:
+    """A sample that is an image, as ``[H, W]`` or ``[H, W, 3]`` in [0, 1]."""
+    if x.dim() != 3 or x.shape[0] not in (1, 3):
+        return
+    lo, hi = bounds
+    shown = ((x.detach().cpu().float() - lo) / (hi - lo)).clamp(0, 1)
+    pictures[key] = (shown[0] if len(shown) == 1 else shown.permute(1, 2, 0)).numpy()
