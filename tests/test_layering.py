@@ -17,7 +17,7 @@ LEVELS = [
     ["_folding", "losses", "progress"],
     ["target"],
     ["_checks", "result"],
-    ["data", "noise"],
+    ["data", "loading", "noise", "sources"],
     ["similarity"],
     ["engine"],
     ["attacks"],

@@ -6,9 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from brittle.demo import digits
 from brittle.diagnosis import near_duplicates
 from brittle.diagnosis.leakage import _Tail
+from brittle.sources import digits
 from scipy.ndimage import gaussian_filter, rotate
 from scipy.ndimage import shift as moved
 from scipy.stats import binom

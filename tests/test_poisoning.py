@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from brittle.demo import digits
 from brittle.diagnosis import Poisoning, activation_clustering, spectral_signatures
 from brittle.diagnosis.poisoning import _holm, _outliers, _over_represented, _Spread, _two_groups
+from brittle.sources import digits
 from scipy.stats import binom, fisher_exact
 from torch import Tensor, nn
 from zoo import digits_cnn, test_digits

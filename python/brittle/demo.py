@@ -7,44 +7,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from sklearn import __version__ as sklearn_version
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from brittle import environment, report
 from brittle.attacks import fgsm, pgd
 from brittle.evaluation import Curve, accuracy_vs_epsilon
+from brittle.sources import Digits, digits
 
 EPSILONS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 
 # An example counts if the network was this sure of the right answer, and then this sure of a wrong one.
 CONFIDENTLY_RIGHT, CONFIDENTLY_WRONG = 0.95, 0.90
 
-_TEST_SIZE = 500
 _EPOCHS = 40
 _TRAINING_BATCH = 64
 _ATTACK_BATCH = 125
 _EXAMPLES = 4
 
 Progress = Callable[[str, int, int], None]
-
-
-class Digits(NamedTuple):
-    """Images in [0, 1], their labels, and each one's place in scikit-learn's data set."""
-
-    x: Tensor  # [N, 1, 8, 8]
-    y: Tensor  # int64 [N]
-    ids: Tensor  # int64 [N]
-
-    def take(self, rows: Tensor) -> Digits:
-        """The digits at ``rows``."""
-        return Digits(self.x[rows], self.y[rows], self.ids[rows])
 
 
 @dataclass(frozen=True)
@@ -87,19 +71,6 @@ def run(
     path = out / "report.html"
     path.write_text(_page(train, test, curves, groups, seed), encoding="utf-8")
     return Result(curves[0], curves[1], groups, path)
-
-
-def digits() -> tuple[Digits, Digits]:
-    """Training and test set: scikit-learn's 1797 digits, always split the same way, classes in proportion."""
-    data = load_digits()
-    images = torch.tensor(data.images / 16, dtype=torch.float32).unsqueeze(1)
-    labels = torch.tensor(data.target, dtype=torch.int64)
-    everything = Digits(images, labels, torch.arange(len(labels)))
-    rows = train_test_split(
-        np.arange(len(labels)), test_size=_TEST_SIZE, stratify=data.target, random_state=0
-    )
-    train, test = (everything.take(torch.from_numpy(part)) for part in rows)
-    return train, test
 
 
 def trained_network(train: Digits, seed: int, progress: Progress) -> nn.Module:

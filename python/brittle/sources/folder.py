@@ -1,0 +1,197 @@
+"""A folder of class folders of images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from brittle.sources.base import BadSample, Source
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_NOT_SAMPLES = {"Thumbs.db", "desktop.ini"}
+_GREY = {"1", "L", "LA", "La", "I", "F"}
+_CHUNK = 1 << 20  # bytes hashed at a time
+
+_Result = TypeVar("_Result")
+
+
+class _Header(NamedTuple):
+    size: tuple[int, int]  # height, width
+    grey: bool
+
+
+class ImageFolder(Source):
+    """Images of any format that Pillow reads, one folder for each class.
+
+    Class folders are sorted by name and give the labels, files are sorted by path; hidden ones are left out.
+    If all images are grey they have one channel, else three. 16-bit grey is divided by 65535. Transparency is
+    dropped and orientation tags are ignored, as torchvision does.
+
+    Args:
+        op: the operator to name in error messages.
+        folder: holds the class folders.
+        size: height and width to resize to, with antialiasing; by default images must have one size.
+    """
+
+    def __init__(self, op: str, folder: Path, size: tuple[int, int] | None = None) -> None:
+        self._folder = folder
+        self._size = size
+        try:
+            found = {path: _files(path) for path in _class_folders(op, folder)}
+        except OSError as error:
+            raise ValueError(f"{op}: cannot list {error.filename}: {error.strerror}") from None
+        for path, files in found.items():
+            if not files:
+                raise ValueError(f"{op}: every class folder must hold images; got none in {path}")
+        self.classes = tuple(path.name for path in found)
+        self._paths = [str(file.relative_to(folder)) for files in found.values() for file in files]
+        self._y = torch.tensor([label for label, files in enumerate(found.values()) for _ in files])
+        headers = self._in_parallel(self._header, range(len(self)))
+        self._unreadable = {row: head for row, head in enumerate(headers) if isinstance(head, str)}
+        good = {row: head for row, head in enumerate(headers) if isinstance(head, _Header)}
+        self._mode = "L" if good and all(head.grey for head in good.values()) else "RGB"
+        if size is None:
+            self._check_sizes(op, {row: head.size for row, head in good.items()})
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name_of(self, row: int) -> str:
+        """The path below the folder."""
+        return self._paths[row]
+
+    def labels(self) -> Tensor:
+        """See :meth:`Source.labels`."""
+        return self._y
+
+    def load(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """See :meth:`Source.load`; images are decoded in parallel."""
+        for row in rows:
+            if row in self._unreadable:
+                raise BadSample(row, self.name_of(row), self._unreadable[row])
+        return torch.stack(self._in_parallel(self._decode, rows)), self._y[list(rows)]
+
+    def contents(self) -> Iterator[bytes]:
+        """The files' own bytes, and what is made of them."""
+        yield f"{self._mode} {self._size}\n".encode()
+        for path in self._paths:
+            try:
+                with open(self._folder / path, "rb") as file:
+                    yield f"{os.fstat(file.fileno()).st_size}\n".encode()
+                    while chunk := file.read(_CHUNK):
+                        yield chunk
+            except OSError as error:
+                yield f"unreadable: {error.strerror}\n".encode()
+
+    def _check_sizes(self, op: str, sizes: dict[int, tuple[int, int]]) -> None:
+        for row, size in sizes.items():
+            first = next(iter(sizes))
+            if size != sizes[first]:
+                raise ValueError(
+                    f"{op}: images must have one size; got {_by(sizes[first])} ({self.name_of(first)}) and "
+                    f"{_by(size)} ({self.name_of(row)}); size=(H, W) or --size H,W resizes them"
+                )
+
+    def _header(self, row: int) -> _Header | str:
+        """Size and kind without decoding, or what is wrong."""
+        from PIL import Image
+
+        try:
+            with Image.open(self._folder / self._paths[row]) as image:
+                return _Header(
+                    (image.height, image.width), image.mode in _GREY or image.mode.startswith("I;")
+                )
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a decoder trips over
+            return _reason(error)
+
+    def _decode(self, row: int) -> Tensor:
+        from PIL import Image
+
+        try:
+            with Image.open(self._folder / self._paths[row]) as image:
+                pixels = _pixels(image, self._mode, self._size)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise BadSample(row, self.name_of(row), _reason(error)) from None
+        return pixels
+
+    def _in_parallel(self, work: Callable[[int], _Result], rows: Sequence[int]) -> list[_Result]:
+        """In the order of ``rows``; of several errors the first in that order is raised."""
+        if len(rows) < 8:
+            return [work(row) for row in rows]
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return list(pool.map(work, rows))
+
+
+def _class_folders(op: str, folder: Path) -> list[Path]:
+    found = sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=_name)
+    if not found:
+        raise ValueError(f"{op}: {folder} must hold one folder of images for each class; got no folder in it")
+    return found
+
+
+def _name(path: Path) -> str:
+    return path.name
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below a folder that may be samples."""
+    found = []
+    for parent, folders, files in os.walk(folder, onerror=_give_up):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(parent, name) for name in files if not name.startswith(".") and name not in _NOT_SAMPLES
+        ]
+    return sorted(found, key=str)
+
+
+def _give_up(error: OSError) -> None:
+    raise error
+
+
+def _pixels(image: Image, mode: str, size: tuple[int, int] | None) -> Tensor:
+    """float32 ``[C, H, W]`` in [0, 1]."""
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError(
+            "floating-point images have no fixed range; convert them to 8 or 16 bits, or to .npz"
+        )
+    deep = image.mode == "I" or image.mode.startswith("I;")
+    if deep:
+        levels = np.asarray(image).astype(np.float32) / 65535
+        image = Image.fromarray(levels)
+    elif image.mode != mode:
+        image = image.convert(mode)
+    if size is not None and (image.height, image.width) != size:
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    values = torch.from_numpy(np.array(image, dtype=np.float32 if deep else np.uint8))
+    if deep:
+        return values.expand(1 if mode == "L" else 3, *values.shape).contiguous()
+    pixels = values.unsqueeze(0) if mode == "L" else values.permute(2, 0, 1)
+    return pixels.to(torch.float32) / 255
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "is not an image, or of a format that Pillow cannot read"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"cannot be decoded: {text}"
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
