@@ -1,4 +1,4 @@
-"""Imports descend: cli -> report -> evaluation -> attacks -> engine -> noise -> target -> ops -> _library."""
+"""Imports descend: cli -> evaluation -> report -> attacks -> engine -> noise -> target -> ops -> _library."""
 
 import ast
 from pathlib import Path
@@ -21,8 +21,9 @@ LEVELS = [
     ["similarity"],
     ["engine"],
     ["attacks"],
-    ["diagnosis", "evaluation"],
     ["report"],
+    ["diagnosis"],
+    ["evaluation"],
     ["environment"],
     ["demo"],
     ["cli"],

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from cycler import cycler
@@ -17,7 +17,8 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from brittle.evaluation import Curve
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Pixels = NDArray[np.floating[Any]]
 
@@ -42,6 +43,29 @@ _PLOT_STYLE: Any = {
     "ytick.color": "#616e7c",
 }
 _FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif"
+
+
+class Curve(Protocol):
+    """What a page asks of a curve; :class:`brittle.evaluation.Curve` is one."""
+
+    @property
+    def attack(self) -> str:
+        """The attack's name."""
+
+    @property
+    def epsilons(self) -> Sequence[float]:
+        """Where the curve was measured."""
+
+    @property
+    def accuracy(self) -> Sequence[float]:
+        """The share of samples still classified correctly at each epsilon."""
+
+    @property
+    def samples(self) -> int:
+        """How many samples there were."""
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the curve on ``ax``."""
 
 
 @dataclass(frozen=True)
