@@ -6,12 +6,11 @@ from brittle.report.page import (
     ExampleGroup,
     KeyFigure,
     curve_figure,
-    grey_image,
-    percent,
-    perturbation_image,
-    render,
     robustness_page,
 )
+from brittle.report.pictures import grey_image, perturbation_image
+from brittle.report.render import render
+from brittle.report.text import percent
 
 __all__ = [
     "Answer",

@@ -1,30 +1,24 @@
-"""Pages from figures, curves and examples. Pictures are data URIs, and everything else is escaped."""
+"""The demonstration's page: key figures, curves and examples."""
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from cycler import cycler
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib import image, style
-from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib import style
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+
+from brittle.report.pictures import Pixels, data_uri, perturbation_image
+from brittle.report.render import render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Pixels = NDArray[np.floating[Any]]
-
 _COLOURS = ("#2563a8", "#c2410c", "#0f766e", "#7c3aed")
-# An odd number of colours, so that exactly zero is exactly white.
-_DIVERGING = LinearSegmentedColormap.from_list("perturbation", (_COLOURS[0], "#ffffff", _COLOURS[1]), N=257)
 _PLOT_STYLE: Any = {
     "axes.edgecolor": "#9aa5b1",
     "axes.grid": True,
@@ -145,36 +139,6 @@ def robustness_page(
     )
 
 
-def render(template: str, **values: Any) -> str:
-    """A template of this folder, filled in; a value that the template misses is an error."""
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.filters |= {
-        "percent": percent,
-        "grey_image": grey_image,
-        "perturbation_image": perturbation_image,
-        "largest": lambda pixels: float(np.abs(pixels).max()),
-    }
-    return pages.get_template(template).render(values)
-
-
-def percent(share: float) -> str:
-    """A share as per cent with one decimal; 100 % only if it is exactly that.
-
-    Example:
-        >>> percent(0.984), percent(0.99999), percent(1.0)
-        ('98.4 %', '>99.9 %', '100 %')
-    """
-    if 0.9995 <= share < 1:
-        return ">99.9 %"
-    return "100 %" if share == 1 else f"{share:.1%}".replace("%", " %")
-
-
 def curve_figure(curves: Sequence[Curve]) -> str:
     """Accuracy over epsilon, a line for each curve, as the data URI of an SVG image."""
     # From matplotlib's defaults: a reader's own settings would change the figure.
@@ -191,24 +155,4 @@ def curve_figure(curves: Sequence[Curve]) -> str:
             transparent=True,
             metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
         )
-    return _data_uri("image/svg+xml", buffer.getvalue().replace(b"'DejaVu Sans'", _FONT.encode()))
-
-
-def grey_image(pixels: Pixels) -> str:
-    """Pixels ``[H, W]`` in [0, 1] as the data URI of a PNG of that size, 1 being black."""
-    return _png(pixels, "gray_r", 0, 1)
-
-
-def perturbation_image(delta: Pixels, scale: float) -> str:
-    """Differences ``[H, W]`` as the data URI of a PNG: ``-scale`` is blue, 0 white and ``scale`` orange."""
-    return _png(delta, _DIVERGING, -scale, scale)
-
-
-def _png(pixels: Pixels, colours: str | Colormap, smallest: float, largest: float) -> str:
-    buffer = BytesIO()
-    image.imsave(buffer, pixels, cmap=colours, vmin=smallest, vmax=largest, format="png")
-    return _data_uri("image/png", buffer.getvalue())
-
-
-def _data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{b64encode(content).decode()}"
+    return data_uri("image/svg+xml", buffer.getvalue().replace(b"'DejaVu Sans'", _FONT.encode()))

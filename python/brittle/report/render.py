@@ -1,0 +1,31 @@
+"""Templates, filled in: everything is escaped, and a value that a template misses is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from brittle.report.pictures import grey_image, perturbation_image
+from brittle.report.text import percent
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of ``report/templates``, filled in; a value that the template misses is an error."""
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters |= {
+        "percent": percent,
+        "grey_image": grey_image,
+        "perturbation_image": perturbation_image,
+        "largest": lambda pixels: float(np.abs(pixels).max()),
+    }
+    # Names of files may hold bytes that are no text; a page is UTF-8 throughout.
+    return pages.get_template(template).render(values).encode("utf-8", "replace").decode("utf-8")
