@@ -174,6 +174,10 @@ def evaluate(
             target, sources, skip_bad=skip_bad, limit=limit, views=settings.views, seed=settings.seed
         )
         identity = {**_identity(target, settings, limit, mean, std), "answers": about[0].answers}
+        for rank, theirs in enumerate(team.gather(identity)):
+            apart = fingerprint.differences(theirs, identity)
+            if apart:
+                raise ValueError(f"{op}: all processes must have the same model and settings; rank {rank} differs in {'; '.join(apart)}")
         folder = Path(team.from_leader(lambda: str(_folder(Path(out), fresh))))
         if team.leads:
             stack.enter_context(lock(folder))

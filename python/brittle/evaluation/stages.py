@@ -106,6 +106,7 @@ class Writer:
 
     def __init__(self, work: Work, stage: str, attack: tuple[str, str, int] | None = None) -> None:
         self._work, self._stage, self._attack = work, stage, attack
+        self.data_set = work.data_set
         self._rows: dict[str, list[Row]] = {}
         self._ids: list[int] = []
         self._points: list[tuple[Tensor, Tensor]] = []

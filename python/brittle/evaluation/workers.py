@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -38,6 +38,13 @@ class Workers:
         """Until all have come here."""
         if self.count > 1:
             dist.barrier()
+
+    def gather(self, value: T) -> list[T]:
+        """Everybody's value, by rank."""
+        found: list[Any] = [value] * self.count
+        if self.count > 1:
+            dist.all_gather_object(found, value)
+        return found
 
     def from_leader(self, value: Callable[[], T]) -> T:
         """What the leader's call gives, for all of them."""
