@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,20 +69,34 @@ def concatenate(parts: Sequence[Answers]) -> Answers:
     return Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def expected_calibration_error(confidence: Tensor, correct: Tensor) -> float:
-    """Over 15 bins ``(k / 15, (k + 1) / 15]``; NaN without samples.
+def calibration_bins(confidence: Tensor) -> Tensor:
+    """int64 ``[N]``: the bin k of each confidence, which is ``(k / 15, (k + 1) / 15]``."""
+    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
+    return (BINS - torch.bucketize(1 - confidence.double(), edges, right=True)).clamp(0, BINS - 1)
+
+
+def expected_calibration_error(
+    confidence: Tensor, correct: Tensor, norm: Literal["l1", "max"] = "l1"
+) -> float:
+    """Over 15 bins ``(k / 15, (k + 1) / 15]``; the largest gap of a bin with ``"max"``; NaN without samples.
 
     References:
         Guo et al., "On calibration of modern neural networks", ICML 2017.
     """
+    from torchmetrics.functional.classification import binary_calibration_error
+
     if len(confidence) == 0:
         return float("nan")
-    bins = (confidence.double() * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
-    gaps = torch.zeros(BINS, dtype=torch.float64)
-    gaps.index_add_(0, bins, confidence.double() - correct.double())
-    return float(gaps.abs().sum() / len(confidence))
+    # torchmetrics' bins are closed below, and a confidence of 1 has one to itself. The gaps between the share
+    # of errors and 1 - confidence are the same ones, in bins closed where the paper's are.
+    doubt, wrong = 1 - confidence.double(), (~correct).long()
+    return binary_calibration_error(doubt, wrong, BINS, norm, validate_args=False).item()
 
 
 def confusion_matrix(y: Tensor, predicted: Tensor, classes: int) -> Tensor:
     """int64 ``[C, C]``: how many samples of class i (row) were taken for class j (column)."""
-    return torch.bincount(y * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    # torchmetrics refuses a single class.
+    counts = multiclass_confusion_matrix(predicted, y, max(classes, 2), validate_args=False)
+    return counts[:classes, :classes]
