@@ -6,9 +6,14 @@ Tensors are on the CPU, samples in ascending order of their ids; N samples, C cl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
+
+from brittle.evaluation.scores import Answers, answers, concatenate
+
+_BLOCK = 4096  # rows of logits in double precision at a time: 32 MB of a thousand classes
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,14 @@ class SetRows:
         """Whether its samples have labels."""
         return not bool((self.label < 0).any())
 
+    @cached_property
+    def answers(self) -> Answers:
+        """What the model says to the samples as they are; of the label 0 where there is none."""
+        labels = self.label.clamp(min=0)
+        return concatenate(
+            [answers(z, y) for z, y in zip(self.logits.split(_BLOCK), labels.split(_BLOCK), strict=True)]
+        )
+
 
 @dataclass(frozen=True)
 class Duplicates:
@@ -149,8 +162,8 @@ class RunRows:
     """Everything a report is made of.
 
     Attributes:
-        sets: the main one first; samples of noise, made for comparison, form one without labels that is
-            called ``"uniform noise"``.
+        sets: at least one, the main one first; samples of noise, made for comparison, form one without labels
+            that is called ``"uniform noise"``.
         settings: of the run, as in ``report.json``.
         duplicates: searches between the sets.
     """

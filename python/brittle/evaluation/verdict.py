@@ -1,0 +1,221 @@
+"""What a run comes to: one rule for the printed verdict, the page and the exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from brittle.evaluation.requirements import (
+    Requirement,
+    check_requirements,
+    parse_requirement,
+    radius_among,
+)
+
+__all__ = ["Judged", "Requirement", "Verdict", "check_requirements", "judge", "parse_requirement"]
+
+BROKEN = 0.5  # of the clean accuracy: less than half of it, surely, is left
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+ATTACKS = {
+    "fgsm": "a single step",
+    "pgd": "PGD",
+    "minimal": "the search for the nearest point",
+    "random": "random search",
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A requirement and what became of it.
+
+    Attributes:
+        text: of the requirement.
+        got: the number; None where it was not measured.
+        held: whether it keeps the bound.
+    """
+
+    text: str
+    got: float | None
+    held: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run comes to.
+
+    Attributes:
+        held: all requirements do; None where there were none.
+        headline: what breaks the model, at what radius, how sure that is.
+        sentences: what else to know first.
+        requirements: each with its number.
+    """
+
+    held: bool | None
+    headline: str
+    sentences: tuple[str, ...]
+    requirements: tuple[Judged, ...]
+
+    def text(self) -> str:
+        """The verdict as lines to print."""
+        lines = [self.headline, *self.sentences]
+        for one in self.requirements:
+            got = "not measured" if one.got is None else f"{one.got:.4g}"
+            lines.append(f"{'held' if one.held else 'MISSED':<7} {one.text} (got {got})")
+        return "\n".join(lines)
+
+
+def judge(
+    views: Mapping[str, Any],
+    requirements: Sequence[Requirement] = (),
+    *,
+    partial: Mapping[str, int] | None = None,
+) -> Verdict:
+    """The verdict on the numbers of a report.
+
+    Args:
+        views: as in ``report.json``.
+        requirements: what must hold.
+        partial: ``{"used": 100, "of": 500}`` where only some samples were evaluated.
+
+    Returns:
+        The verdict.
+    """
+    judged = []
+    for one in requirements:
+        got = measure(views, one)
+        judged.append(Judged(one.text, got, one.holds(got)))
+    sentences = []
+    if partial:
+        sentences.append(
+            f"Partial: {partial['used']} of {partial['of']} samples were evaluated, so every number is "
+            "provisional."
+        )
+    return Verdict(
+        held=all(one.held for one in judged) if judged else None,
+        headline=_headline(views),
+        sentences=(*sentences, *_sentences(views)),
+        requirements=tuple(judged),
+    )
+
+
+def measure(views: Mapping[str, Any], requirement: Requirement) -> float | None:
+    """The number that a requirement is about, of the main set; None where it was not measured.
+
+    The AUROC is that of the score that tells best, against the set that is told worst.
+    """
+    name = requirement.measure
+    if name == "robust":
+        return _robust(views, requirement)
+    if name == "auroc":
+        best = [
+            max((s["auroc"] for s in one["scores"] if s["auroc"] is not None), default=None)
+            for one in views.get("ood", {}).get("against", [])
+        ]
+        return None if not best or None in best else min(b for b in best if b is not None)
+    view = {"worst_group": "segments", "ece": "calibration"}.get(name, "classification")
+    of_sets = views.get(view, {}).get("sets", [])
+    if not of_sets:
+        return None
+    main = of_sets[0]
+    if name == "worst_group":
+        accuracies = [g["accuracy"] for g in main["groups"] if g["accuracy"] is not None]
+        return min(accuracies, default=None)
+    number: float | None = main["conditions"][0]["ece"] if name == "ece" else main[name]
+    return number
+
+
+def _robust(views: Mapping[str, Any], requirement: Requirement) -> float | None:
+    norms = views.get("robustness", {}).get("norms", [])
+    for one in norms:
+        if requirement.norm in (None, one["norm"]) and requirement.epsilon is not None:
+            at = radius_among(requirement.epsilon, one["epsilons"])
+            found: float | None = None if at is None else one["robust_accuracy"][at]
+            return found
+    return None
+
+
+def _headline(views: Mapping[str, Any]) -> str:
+    robustness = views.get("robustness")
+    clean = _clean(views)
+    if robustness is None:
+        return clean or "Nothing was measured"
+    samples, limit = robustness["samples"], BROKEN * robustness["clean_accuracy"]
+    for one in robustness["norms"]:
+        for at, bounds in enumerate(one["interval"]):
+            if at and bounds[1] < limit:
+                return f"Breaks at epsilon {_left(one, at, samples)}"
+    if not robustness["norms"] or not robustness["clean_accuracy"]:
+        return f"Nothing to attack: right on none of {samples} samples"
+    last = robustness["norms"][0]
+    return f"Keeps half of its accuracy up to epsilon {_left(last, len(last['epsilons']) - 1, samples)}"
+
+
+def _left(one: Mapping[str, Any], at: int, samples: int) -> str:
+    """``"0.0314 (Linf): PGD leaves 12.4 % of 500 samples right (95 % interval 9.8-15.6 %)"``."""
+    left, norm = one["robust_accuracy"][at], NORMS.get(one["norm"], one["norm"])
+    alone = [
+        curve["attack"]
+        for curve in one["curves"]
+        if curve["accuracy"][at] is not None and curve["accuracy"][at] <= left
+    ]
+    # Of attacks that leave as little, PGD is the one that everybody knows.
+    best = "pgd" if "pgd" in alone else next(iter(alone), None)
+    who = f"{ATTACKS.get(best, best)} leaves" if best is not None else "all attacks together leave"
+    return (
+        f"{one['epsilons'][at]:.3g} ({norm}): {who} {100 * left:.1f} % of {samples} samples right "
+        f"(95 % interval {_percents(one['interval'][at])})"
+    )
+
+
+def _clean(views: Mapping[str, Any]) -> str | None:
+    """How often the model is right without an attack; None where no view says so."""
+    robustness, sets = views.get("robustness"), views.get("classification", {}).get("sets", [])
+    if sets:
+        accuracy, bounds, samples = sets[0]["accuracy"], sets[0]["interval"], sets[0]["samples"]
+    elif robustness is not None:
+        accuracy, bounds = robustness["clean_accuracy"], robustness["clean_interval"]
+        samples = robustness["samples"]
+    else:
+        return None
+    return (
+        f"Right on {100 * accuracy:.1f} % of {samples} samples as they are "
+        f"(95 % interval {_percents(bounds)})"
+    )
+
+
+def _sentences(views: Mapping[str, Any]) -> list[str]:
+    found = []
+    clean = _clean(views)
+    robustness = views.get("robustness")
+    if robustness is None:
+        found.append("The model was not attacked.")
+    elif clean:
+        found.append(f"{clean}.")
+    for one in robustness["norms"] if robustness else ():
+        half = (one["minimal_epsilon"] or {}).get("median")
+        norm = NORMS.get(one["norm"], one["norm"])
+        if half is not None:
+            found.append(f"Half of the samples are wrong within epsilon {half:.3g} ({norm}).")
+        if one["masking"]["signs"]:
+            found.append(
+                f"There are signs of gradient masking ({norm}), so robustness may be less than it seems."
+            )
+    for one in views.get("segments", {}).get("sets", [])[:1]:
+        low = min(one["groups"], key=lambda g: g["group"] != one["worst"])
+        found.append(
+            f"Worst group {low['group']}: right on {100 * low['accuracy']:.1f} % of {low['samples']} samples "
+            f"(95 % interval {_percents(low['interval'])})."
+        )
+    for one in views.get("calibration", {}).get("sets", [])[:1]:
+        first = one["conditions"][0]
+        if first["ece"] is not None:
+            found.append(
+                f"Confidence {100 * first['confidence']:.1f} % on average, expected calibration error "
+                f"{first['ece']:.3f}."
+            )
+    return found
+
+
+def _percents(bounds: Sequence[float] | None) -> str:
+    return "unknown" if bounds is None else f"{100 * bounds[0]:.1f}-{100 * bounds[1]:.1f} %"

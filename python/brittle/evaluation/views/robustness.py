@@ -1,0 +1,172 @@
+"""What attacks make of the model, norm by norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from brittle.evaluation.rows import AttackRows, RunRows
+from brittle.evaluation.views.common import (
+    Finding,
+    attacked,
+    interval,
+    own_seed,
+    percent,
+    percents,
+    thin,
+)
+from brittle.evaluation.views.masking import masking
+
+CURVE_POINTS = 200
+SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
+BROKEN = 0.5  # of the clean accuracy: an attack that takes more than half of it breaks the model
+DESTROYED = 0.1
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+
+
+def numbers(run: RunRows) -> dict[str, Any] | None:
+    """Of the main set; None where it was not attacked."""
+    main, seed = run.main, own_seed(run)
+    rows = [a for a in main.attacks if a.seed == seed]
+    if not rows or not len(main):
+        return None
+    right = int(attacked(run).sum())
+    return {
+        "set": main.name,
+        "samples": len(main),
+        "clean_accuracy": right / len(main),
+        "clean_interval": interval(right, len(main)),
+        "norms": [
+            _of(run, norm, [a for a in rows if a.norm == norm])
+            for norm in dict.fromkeys(a.norm for a in rows)
+        ],
+        "examples": [],
+    }
+
+
+def _of(run: RunRows, norm: str, rows: Sequence[AttackRows]) -> dict[str, Any]:
+    right, samples = attacked(run), len(run.main)
+    epsilons = sorted({eps for one in rows for eps in one.epsilons})
+    kept = [right, *(~fooled for fooled in worst_case(rows, epsilons, ~right))]
+    counts = [int(k.sum()) for k in kept]
+    robust = [count / samples for count in counts]
+    return {
+        "norm": norm,
+        "epsilons": [0.0, *epsilons],
+        "reported": nearest_radius(run.settings, norm, epsilons),
+        "curves": [
+            {"attack": one.attack, "text": one.text, "accuracy": [robust[0], *_alone(one, epsilons, ~right)]}
+            for one in rows
+        ],
+        "robust_accuracy": robust,
+        "interval": [interval(count, samples) for count in counts],
+        "minimal_epsilon": _minimal(rows, ~right),
+        "cost": {
+            "forwards": sum(int(one.forwards.sum()) for one in rows),
+            "backwards": sum(int(one.backwards.sum()) for one in rows),
+        },
+        "masking": masking(
+            rows, right, epsilons, robust[1:], robust[0], run.settings.get("bounds", (0.0, 1.0))
+        ),
+    }
+
+
+def worst_case(rows: Sequence[AttackRows], epsilons: Sequence[float], wrong: Tensor) -> list[Tensor]:
+    """bool ``[N]`` for each radius: fooled by any attack within it.
+
+    A point found at some distance settles every radius that is no smaller, also where an attack that was run
+    at that radius has missed it; so the curve never rises.
+    """
+    nearest = torch.stack([_proven(one) for one in rows]).amin(0)
+    return [wrong | (nearest <= eps) for eps in epsilons]
+
+
+def _proven(rows: AttackRows) -> Tensor:
+    """float64 ``[N]``: the least radius at which the attack is known to have fooled each sample."""
+    proven = rows.distance.double().clone()
+    for eps, fooled in zip(rows.epsilons, rows.fooled, strict=True):
+        proven[fooled & (proven > eps)] = eps
+    return proven
+
+
+def _alone(rows: AttackRows, epsilons: Sequence[float], wrong: Tensor) -> list[float | None]:
+    """The accuracy that one attack leaves, by its own runs; None at a radius where it was not run."""
+    samples = rows.fooled.shape[1]
+    at = {
+        eps: int((~(fooled | wrong)).sum()) / samples
+        for eps, fooled in zip(rows.epsilons, rows.fooled, strict=True)
+    }
+    return [at.get(eps) for eps in epsilons]
+
+
+def nearest_radius(settings: Mapping[str, Any], norm: str, epsilons: Sequence[float]) -> float:
+    """The radius to quote: of those evaluated the one nearest to the settings', else the middle one."""
+    wanted = settings.get("reported", {}).get(norm)
+    if wanted is None:
+        return epsilons[len(epsilons) // 2]
+    return min(epsilons, key=lambda eps: abs(eps - wanted))
+
+
+def _minimal(rows: Sequence[AttackRows], wrong: Tensor) -> dict[str, Any] | None:
+    """How the least known radius that fools a sample is distributed; None where none was looked for."""
+    searches = [one for one in rows if one.attack == "minimal"]
+    if not searches:
+        return None
+    # Other attacks may have found a nearer point.
+    nearest = torch.stack([one.distance.double() for one in rows]).amin(0)
+    nearest[wrong] = 0.0
+    ordered = nearest.sort().values
+    samples, reached = len(ordered), int(ordered.isfinite().sum())
+    fooled = ordered[:reached].tolist()
+
+    def quantile(share: float) -> float | None:
+        """The least radius that fools this share of the samples; None where it is not known."""
+        rank = ceil(share * samples) - 1
+        return fooled[rank] if rank < reached else None
+
+    steps = {eps: (k + 1) / samples for k, eps in enumerate(fooled)}  # the last of equal ones stays
+    points = thin(list(steps.items()), CURVE_POINTS)
+    return {
+        "quantiles": [{"share": share, "epsilon": quantile(share)} for share in SHARES],
+        "median": quantile(0.5),
+        "never_fooled": samples - reached,
+        "upper": max(one.epsilons[-1] for one in searches) if searches[0].epsilons else None,
+        "curve": {"epsilon": [p[0] for p in points], "fooled": [p[1] for p in points]},
+    }
+
+
+def findings(numbers: dict[str, Any]) -> list[Finding]:
+    """Radii that break the model, and reasons to doubt those that do not."""
+    found = []
+    clean = numbers["clean_accuracy"]
+    for one in numbers["norms"]:
+        name, at = NORMS.get(one["norm"], one["norm"]), one["epsilons"].index(one["reported"])
+        left, bounds = one["robust_accuracy"][at], one["interval"][at]
+        if clean and bounds[1] < BROKEN * clean:
+            found.append(
+                Finding(
+                    "critical" if bounds[1] < DESTROYED * clean else "serious",
+                    "robustness",
+                    f"Attacks break the model at epsilon {one['reported']:.3g} ({name})",
+                    f"{percent(left)} of {numbers['samples']} samples stay right (95 % interval "
+                    f"{percents(bounds)}), {percent(clean)} without an attack.",
+                    "Train on adversarial examples at this radius, and evaluate again.",
+                )
+            )
+        signs = one["masking"]["signs"]
+        if signs:
+            found.append(
+                Finding(
+                    "serious",
+                    "robustness",
+                    f"Signs of gradient masking ({name})",
+                    " ".join(signs),
+                    "Take the robust accuracy for an upper bound: attack with loss='dlr', with more restarts, "
+                    "and without gradients.",
+                )
+            )
+    return found
