@@ -5,6 +5,7 @@ Tensors are on the CPU, samples in ascending order of their ids; N samples, C cl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from brittle.evaluation.scores import Answers, answers, concatenate
 
-_BLOCK = 4096  # rows of logits in double precision at a time: 32 MB of a thousand classes
+
+def blocks(samples: int, size: int = 4096) -> Iterator[slice]:
+    """Slices that cover so many rows: 4096 rows of a thousand classes are 32 MB in double precision."""
+    return (slice(start, start + size) for start in range(0, samples, size))
 
 
 @dataclass(frozen=True)
@@ -132,9 +136,7 @@ class SetRows:
     def answers(self) -> Answers:
         """What the model says to the samples as they are; of the label 0 where there is none."""
         labels = self.label.clamp(min=0)
-        return concatenate(
-            [answers(z, y) for z, y in zip(self.logits.split(_BLOCK), labels.split(_BLOCK), strict=True)]
-        )
+        return concatenate([answers(self.logits[part], labels[part]) for part in blocks(len(self))])
 
 
 @dataclass(frozen=True)

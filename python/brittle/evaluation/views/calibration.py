@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from brittle.evaluation.rows import Condition, RunRows, SetRows
+from brittle.evaluation.rows import Condition, RunRows, SetRows, blocks
 from brittle.evaluation.scores import BINS, calibration_bins, expected_calibration_error
 from brittle.evaluation.views.common import (
     ALPHA,
@@ -85,9 +85,9 @@ def _of(name: str, confidence: Tensor, correct: Tensor, brier: float | None) -> 
 def _brier(rows: SetRows) -> float | None:
     """Squared distance of the probabilities from the truth, 0 to 2 (Brier, 1950)."""
     total = 0.0
-    for logits, y in zip(rows.logits.split(4096), rows.label.split(4096), strict=True):
-        probabilities = logits.double().softmax(1)
-        probabilities[torch.arange(len(y)), y] -= 1
+    for part in blocks(len(rows)):
+        probabilities = rows.logits[part].double().softmax(1)
+        probabilities[torch.arange(len(probabilities)), rows.label[part]] -= 1
         total += float(probabilities.square().sum())
     return number(total / len(rows))
 
@@ -107,7 +107,7 @@ def findings(numbers: dict[str, Any]) -> list[Finding]:
                     f"The model is {word} on {one['set']}",
                     f"Mean confidence {percent(clean['confidence'])}, accuracy {percent(clean['accuracy'])}; "
                     f"expected calibration error {clean['ece']:.3f} over {clean['samples']} samples.",
-                    "Scale the logits by a temperature fitted on held-out data before its confidence is used.",
+                    "Scale the logits by a temperature fitted on held-out data before it is used.",
                 )
             )
         noisy = [c for c in one["conditions"][1:] if c["name"].split()[0] not in ATTACKS and c["samples"]]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brittle.evaluation.rows import RunRows, SetRows
+from brittle.evaluation.rows import RunRows, SetRows, blocks
 from brittle.evaluation.scores import confusion_matrix
 from brittle.evaluation.statistics import wilson
 from brittle.evaluation.views.common import (
@@ -115,7 +115,7 @@ def _per_class(rows: SetRows) -> tuple[list[dict[str, Any]], list[dict[str, Any]
 
 def _normaliser(logits: Tensor) -> Tensor:
     """float64 ``[N]``: what to take from the logits to have logarithms of probabilities."""
-    return torch.cat([part.double().logsumexp(1) for part in logits.split(4096)])
+    return torch.cat([logits[part].double().logsumexp(1) for part in blocks(len(logits))])
 
 
 def findings(numbers: dict[str, Any]) -> list[Finding]:

@@ -42,15 +42,16 @@ class Finding:
 
 def number(value: float | Tensor | None) -> float | None:
     """A float that JSON can hold: None for NaN and infinities."""
-    if value is None or not isfinite(value := float(value)):
+    if value is None:
         return None
-    return value
+    plain = float(value)
+    return plain if isfinite(plain) else None
 
 
 def rounded(value: float | Tensor | None) -> float | None:
     """Six digits, which is what torchmetrics' divisions in single precision leave: 0.9, not 0.89999998."""
-    value = number(value)
-    return None if value is None else float(f"{value:.6g}")
+    plain = number(value)
+    return None if plain is None else float(f"{plain:.6g}")
 
 
 def interval(right: int, samples: int) -> list[float] | None:

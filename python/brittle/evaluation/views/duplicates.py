@@ -52,8 +52,8 @@ def findings(numbers: dict[str, Any]) -> list[Finding]:
                 "serious" if share >= LEAK else "moderate",
                 "duplicates",
                 f"{search['test']} holds near-duplicates of {search['train']}",
-                f"{search['suspects']} of {search['samples']} samples ({percent(share)}) have one at a cosine "
-                f"of {search['threshold']:.3f} or more.",
+                f"{search['suspects']} of {search['samples']} samples ({percent(share)}) have one at a "
+                f"cosine of {search['threshold']:.3f} or more.",
                 "Look at the pairs, and take what is the same out of one set before results are quoted.",
             )
         )

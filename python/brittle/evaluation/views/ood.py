@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brittle.evaluation.rows import RunRows, SetRows
+from brittle.evaluation.rows import RunRows, SetRows, blocks
 from brittle.evaluation.statistics import auroc_interval
 from brittle.evaluation.views.common import Finding, percent, rounded
 
@@ -64,9 +64,10 @@ def _scores(rows: SetRows) -> dict[str, Tensor]:
         ICLR 2017; Liu et al., "Energy-based out-of-distribution detection", NeurIPS 2020.
     """
     energy, entropy = [], []
-    for logits in rows.logits.split(4096):
-        log_probability = logits.double().log_softmax(1)
-        energy.append(-logits.double().logsumexp(1))
+    for part in blocks(len(rows)):
+        logits = rows.logits[part].double()
+        log_probability = logits.log_softmax(1)
+        energy.append(-logits.logsumexp(1))
         entropy.append(torch.special.entr(log_probability.exp()).sum(1))
     return {
         "max softmax": rows.answers.confidence,
@@ -113,13 +114,14 @@ class _Mahalanobis:
         return None if int(failed) else cls(means, factor)
 
     def _whiten(self, features: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(self.factor, features.T, upper=False).T
+        whitened: Tensor = torch.linalg.solve_triangular(self.factor, features.T, upper=False).T
+        return whitened
 
     def __call__(self, features: Tensor) -> Tensor:
         """float64 ``[N]``."""
         parts = []
-        for part in features.split(1024):
-            z = self._whiten(part.double().flatten(1))
+        for part in blocks(len(features), 1024):
+            z = self._whiten(features[part].double().flatten(1))
             parts.append(torch.cdist(z, self.means).square().min(1).values)
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 

@@ -165,7 +165,7 @@ def findings(numbers: dict[str, Any]) -> list[Finding]:
                     "robustness",
                     f"Signs of gradient masking ({name})",
                     " ".join(signs),
-                    "Take the robust accuracy for an upper bound: attack with loss='dlr', with more restarts, "
+                    "Take the robust accuracy for an upper bound: attack with more restarts, another loss, "
                     "and without gradients.",
                 )
             )

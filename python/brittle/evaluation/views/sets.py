@@ -59,7 +59,7 @@ def findings(numbers: dict[str, Any]) -> list[Finding]:
                 f"{percent(low['accuracy'])} of {low['samples']} samples (95 % interval "
                 f"{percents(low['interval'])}) against {percent(high['accuracy'])} of {high['samples']} "
                 f"({percents(high['interval'])}).",
-                "Results on one set do not carry over to the other: find what differs before the model is used "
+                "Results on one set do not carry over to the other: find what differs before it is used "
                 "there.",
             )
         )
