@@ -33,10 +33,10 @@ class Comparison:
     """The numbers of two runs, aligned.
 
     Attributes:
-        summary: ``{"a": title, "b": title, "same_data": bool or None, "notes": [...], "rows": [{"measure", "a",
-            "b", "difference", "change", "sure"}], "findings": {"gone": [...], "new": [...], "kept": [...]}}``.
-            ``"change"`` is ``"better"``, ``"worse"``, ``"same"`` or None of b against a; ``"sure"`` says that
-            the 95 % intervals lie apart. A number that one run lacks is None.
+        summary: ``{"a": title, "b": title, "same_data": bool or None, "notes": [..], "rows": [{"measure",
+            "a", "b", "difference", "change", "sure"}], "findings": {"gone": [..], "new": [..],
+            "kept": [..]}}``. ``"change"`` is ``"better"``, ``"worse"``, ``"same"`` or None of b against a;
+            ``"sure"`` says that the 95 % intervals lie apart. A number that one run lacks is None.
         a, b: the two ``report.json``.
     """
 
@@ -143,12 +143,12 @@ def _measures(views: Mapping[str, Any]) -> Iterator[Measure]:
     for one in views.get("ood", {}).get("against", []):
         for score in one["scores"]:
             # Whether another named set should look different is not for a number to say.
-            higher = None if one.get("labelled") else True
+            wanted = None if one.get("labelled") else True
             bounds = _pair(score.get("interval"))
-            yield Measure(f"AUROC, {one['set']}, {score['score']}", score["auroc"], higher, bounds)
+            yield Measure(f"AUROC, {one['set']}, {score['score']}", score["auroc"], wanted, bounds)
     for one in views.get("shift", {}).get("kinds", []):
         for level in one["levels"]:
-            yield Measure(f"accuracy, {one['kind']} {level['severity']}", level["accuracy"], True)
+            yield Measure(f"accuracy under {one['kind']} {level['severity']}", level["accuracy"], True)
 
 
 def _robust(view: Mapping[str, Any] | None) -> Iterator[Measure]:
@@ -188,12 +188,10 @@ def _notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[str], bool 
     sizes = [
         [(one["name"], one["samples"], one["classes"]) for one in report.get("sets", [])] for report in (a, b)
     ]
-    same: bool | None = None
+    same = True if prints[0] else None
     if sizes[0] != sizes[1] or prints[0] != prints[1]:
         same = False
         notes.append("The two runs are of different data: differences may be the data's.")
-    elif prints[0]:
-        same = True
     for word, report in (("a", a), ("b", b)):
         if report.get("partial"):
             used, of = report["partial"]["used"], report["partial"]["of"]
