@@ -1,0 +1,495 @@
+"""Drift: measures against their definitions, false alarms by simulation, what must be found, the file."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import brittle
+import numpy as np
+import pytest
+import torch
+from brittle.evaluation.drift import Drift, Reference, nulls, statistics
+from brittle.evaluation.drift.stream import fingerprint
+from brittle.evaluation.shifts import apply_shift, kinds_for
+from scipy import stats
+from sklearn.covariance import empirical_covariance
+from test_target import assert_same_state, state
+from torch import Tensor, nn
+
+MEASURES = (
+    "confidence",
+    "energy",
+    "predicted classes",
+    "feature mean",
+    "feature distance",
+    "out-of-domain share",
+)
+
+
+class World(NamedTuple):
+    """A model and as many samples as are asked for: images of ten kinds, brighter and darker ones."""
+
+    model: nn.Module
+    patterns: Tensor
+
+    def draw(self, count: int, seed: int, classes: int = 10) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        kind = torch.randint(classes, (count,), generator=generator)
+        strength = 0.3 + torch.rand(count, 1, 1, 1, generator=generator)
+        noise = 0.15 * torch.randn(count, 1, 8, 8, generator=generator)
+        return (self.patterns[kind] * strength + noise).clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        patterns = torch.rand(10, 1, 8, 8).round()
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 10)
+        )
+        made = World(model.eval(), patterns)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        y = torch.arange(10).repeat_interleave(40)
+        for _ in range(40):
+            x = patterns[y] * (0.3 + torch.rand(400, 1, 1, 1)) + 0.15 * torch.randn(400, 1, 8, 8)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x.clamp(0, 1)), y).backward()
+            optimizer.step()
+    return made
+
+
+@pytest.fixture(scope="module")
+def reference(world: World) -> Reference:
+    return Reference.of(world.model, world.draw(2000, seed=1))
+
+
+def equal(a: object, b: object) -> bool:
+    """Of two references or parts of them, to the bit."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if hasattr(a, "__dataclass_fields__"):
+        return type(a) is type(b) and all(equal(getattr(a, f), getattr(b, f)) for f in a.__dataclass_fields__)
+    return a == b
+
+
+# -- each measure is what it says
+
+
+def test_sketch_of_few_values_is_exact() -> None:
+    values, others = torch.rand(150).double(), torch.rand(70).double().square()
+    sketch = statistics.Sketch.of(values)
+    assert sketch.distance(others) == pytest.approx(stats.ks_2samp(values, others).statistic, abs=1e-12)
+    assert sketch.distance(values) == 0
+
+
+def test_sketch_of_many_values_is_a_lower_bound() -> None:
+    values, others = torch.randn(20_000).double(), torch.randn(3000).double() * 1.1 + 0.05
+    sketch, exact = statistics.Sketch.of(values), stats.ks_2samp(values, others).statistic
+    assert len(sketch.values) == 201
+    assert exact - 0.005 <= sketch.distance(others) <= exact
+
+
+def test_sketch_with_ties() -> None:
+    values = torch.tensor([0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0] * 50).double()
+    sketch = statistics.Sketch.of(values)
+    assert sketch.values.tolist() == [0.5, 1.0]
+    assert sketch.distance(torch.ones(40).double()) == pytest.approx(0.1)
+    assert sketch.distance(torch.full((40,), 0.7).double()) == pytest.approx(0.9)
+
+
+def test_same_distribution() -> None:
+    values, others = torch.randn(3000).double(), torch.randn(60).double() + 0.3
+    measure = nulls.same_distribution("energy", statistics.Sketch.of(values), others, 0.01)
+    exact = stats.ks_2samp(values, others, method="exact")
+    assert measure.value == pytest.approx(exact.statistic, abs=0.005)
+    assert measure.p_value == pytest.approx(exact.pvalue, rel=0.25)
+    assert stats.kstwo.sf(measure.threshold, 3000 * 60 // 3060) == pytest.approx(0.01)
+    assert measure.drifted == (measure.value > measure.threshold)
+
+
+def test_same_classes() -> None:
+    reference, seen = torch.tensor([300, 500, 200]), torch.tensor([0] * 40 + [1] * 35 + [2] * 25)
+    measure = nulls.same_classes("classes", reference, seen, 0.01)
+    table = np.array([[300, 500, 200], [40, 35, 25]])
+    expected = stats.chi2_contingency(table, correction=False)
+    assert measure.value == pytest.approx(expected.statistic)
+    assert measure.p_value == pytest.approx(expected.pvalue)
+    assert measure.threshold == pytest.approx(9.2103, abs=1e-4)
+    # Of 100, class 1 alone is expected five times or more; 0, 2 and 3 are counted as one.
+    rare = torch.tensor([45, 900, 30, 25])
+    group = nulls._groups(rare, 100)
+    assert group.tolist() == [1, 0, 1, 1]
+    # Nothing can be said about the classes of two samples.
+    measure = nulls.same_classes("classes", reference, seen[:2], 0.01)
+    assert (measure.p_value, measure.threshold, measure.drifted) == (1.0, None, False)
+
+
+@pytest.mark.parametrize("features", [3, 12, 200])
+def test_features_are_placed_by_mahalanobis_distance(features: int) -> None:
+    mix = torch.randn(features, features) / features**0.5 + 0.3 * torch.eye(features)
+    fitted, held_out = (torch.randn(1000, features) @ mix + 2 for _ in range(2))
+    space = statistics.FeatureSpace.of(fitted, held_out, held_out.double().mean(0))
+    assert space is not None
+    kept = min(features, 64)
+    directions = space.directions.double()
+    assert torch.allclose(directions @ directions.T, torch.eye(kept).double(), atol=1e-5)
+    coordinates, distances = space.place(held_out)
+    if features <= 64:
+        inverse = np.linalg.inv(empirical_covariance(fitted.double().numpy()) * 1000 / 999)
+        apart = (held_out.double() - fitted.double().mean(0)).numpy()
+        expected = np.sqrt(np.einsum("ni,ij,nj->n", apart, inverse, apart))
+        np.testing.assert_allclose(distances.numpy(), expected, rtol=1e-4)
+    else:
+        exact = np.linalg.eigvalsh(np.cov(fitted.double().numpy().T))[::-1][:64]
+        np.testing.assert_allclose(space.spread.numpy()[:32] ** 2, exact[:32], rtol=0.02)
+        assert space.place(fitted)[1].square().mean().item() == pytest.approx(features, rel=0.02)
+    assert torch.allclose(coordinates.mean(0), space.mean, atol=1e-9)
+    assert int((distances > space.limit).sum()) == 1000 - 991 == 1000 - space.rank
+
+
+@pytest.mark.parametrize("n", [10, 100])
+@pytest.mark.parametrize(
+    ("power", "often"), [(1.0, (0.17, 0.23)), (4.0, (0.05, 0.23))], ids=["normal", "heavy"]
+)
+def test_the_null_of_the_feature_mean(n: int, power: float, often: tuple[float, float]) -> None:
+    # Powers of normal variables: the fourth's mean is far from normal, even of many samples.
+    generator = torch.Generator().manual_seed(0)
+
+    def features(count: int) -> Tensor:
+        return torch.randn(count, 6, generator=generator).double() ** power
+
+    held_out = features(20_000)
+    space = statistics.FeatureSpace.of(features(20_000), held_out, held_out.mean(0))
+    assert space is not None
+    means = space.place(features(4000 * n))[0].reshape(4000, n, -1).mean(1)
+    p_values = [nulls.same_mean("mean", space, 20_000, mean, n, 0.01).p_value for mean in means]
+    assert often[0] < sum(p <= 0.2 for p in p_values) / 4000 < often[1]
+    assert sum(p <= 0.01 for p in p_values) / 4000 < 0.025
+
+
+def test_few_outside() -> None:
+    held_out = torch.randn(500, 2)
+    space = statistics.FeatureSpace.of(torch.randn(500, 2), held_out, held_out.double().mean(0))
+    assert space is not None
+    assert space.rank == 496
+    measure = nulls.few_outside("share", space, 4, 50, 0.01)
+    law = stats.betabinom(50, 5, 496)
+    assert measure.value == 0.08
+    assert measure.p_value == pytest.approx(law.sf(3))
+    allowed = round(measure.threshold * 50)
+    assert law.sf(allowed) <= 0.01 < law.sf(allowed - 1)
+    assert nulls.few_outside("share", space, 0, 50, 0.01).p_value == 1
+    assert nulls.few_outside("share", space, 1, 1, 1e-6).threshold is None
+
+
+# -- the promise
+
+
+@pytest.mark.parametrize("size", [25, 100])
+def test_false_alarms_are_as_rare_as_asked_for(world: World, size: int) -> None:
+    alarms, whole, batches = 0, 0, 0
+    for seed in range(8):
+        reference = Reference.of(world.model, world.draw(1000, seed=10 + seed), fixed_batch=250)
+        drift = reference.score(world.model, world.draw(50 * size, seed=50 + seed), batch_size=size)
+        assert len(drift.batches) == 50
+        alarms += sum(batch.drifted for batch in drift.batches)
+        whole += drift.drifted
+        batches += len(drift.batches)
+    # 400 batches at 0.01: more than 10 would happen once in 370 times.
+    assert batches == 400
+    assert alarms <= 10
+    assert whole <= 1
+
+
+def test_a_higher_rate_is_used(world: World, reference: Reference) -> None:
+    drift = reference.score(world.model, world.draw(20_000, seed=3), batch_size=50, false_alarm_rate=0.5)
+    share = sum(batch.drifted for batch in drift.batches) / 400
+    assert 0.25 < share <= 0.5
+
+
+def shifted(world: World) -> dict[str, Tensor]:
+    x = world.draw(400, seed=4)
+    scales = kinds_for(x.shape)
+    return {
+        **{
+            kind: apply_shift(kind, scales[kind][2], x)
+            for kind in ("gaussian", "blur", "brightness", "contrast")
+        },
+        "five of the classes": world.draw(400, seed=4, classes=5),
+        "uniform noise": torch.rand(400, 1, 8, 8),
+        "turned": x.rot90(1, (2, 3)),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["gaussian", "blur", "brightness", "contrast", "five of the classes", "uniform noise", "turned"]
+)
+def test_drift_is_found(world: World, reference: Reference, name: str) -> None:
+    drift = reference.score(world.model, shifted(world)[name], batch_size=100)
+    assert drift.drifted
+    assert drift.score > 4
+    assert all(batch.drifted for batch in drift.batches)
+
+
+def test_which_measure_finds_what(world: World, reference: Reference) -> None:
+    mixed = reference.score(world.model, shifted(world)["five of the classes"])
+    assert mixed.whole.of("predicted classes").p_value < 1e-30
+    assert not mixed.whole.of("out-of-domain share").drifted
+    assert mixed.out_of_domain is not None
+    assert mixed.out_of_domain.double().mean() < 0.03
+    foreign = reference.score(world.model, shifted(world)["turned"])
+    assert foreign.whole.of("out-of-domain share").value > 0.2
+    assert foreign.out_of_domain is not None
+    assert foreign.out_of_domain.double().mean().item() == foreign.whole.of("out-of-domain share").value
+
+
+def test_one_bad_batch_among_many(world: World, reference: Reference) -> None:
+    x = world.draw(4000, seed=6)
+    x[2000:2100] = apply_shift("gaussian", 0.38, x[2000:2100])
+    drift = reference.score(world.model, x, batch_size=100)
+    assert [batch.first for batch in drift.batches if batch.score > 3] == [2000]
+    assert drift.drifted
+    assert drift.p_value == pytest.approx(2 * 40 * drift.batches[20].p_value)
+    assert "samples 2000 to 2099: " in drift.table()
+
+
+# -- what the result says
+
+
+def test_values_by_hand(world: World, reference: Reference) -> None:
+    x = world.draw(300, seed=5)
+    drift = reference.score(world.model, x, batch_size=128)
+    with torch.no_grad():
+        logits = world.model(x).double()
+        features = world.model[:-1](x)
+    confidence, predicted = logits.softmax(1).max(1)
+    assert torch.equal(drift.predicted, predicted)
+    assert torch.allclose(drift.confidence, confidence, atol=1e-6)
+    assert torch.allclose(drift.energy, -logits.exp().sum(1).log(), atol=1e-5)
+    assert reference.space is not None
+    assert drift.distance is not None
+    coordinates, distance = reference.space.place(features)
+    assert torch.allclose(drift.distance, distance, atol=1e-4)
+    assert torch.equal(drift.out_of_domain, drift.distance > reference.space.limit)
+    assert [(batch.first, batch.samples) for batch in drift.batches] == [(0, 128), (128, 128), (256, 44)]
+    for window, rows in ((drift.whole, slice(0, 300)), (drift.batches[1], slice(128, 256))):
+        assert tuple(measure.name for measure in window.measures) == MEASURES
+        mean = coordinates[rows].mean(0) - reference.space.mean
+        assert window.of("feature mean").value == pytest.approx(mean.square().sum().item(), rel=1e-4)
+        assert window.of("energy").value == reference.energy.distance(drift.energy[rows])
+        assert window.p_value == pytest.approx(min(1, 6 * min(m.p_value for m in window.measures)))
+        assert all(m.rate == pytest.approx(0.01 / 6) for m in window.measures)
+    assert drift.score == pytest.approx(-np.log10(drift.p_value))
+
+
+def test_table_summary_and_plot(world: World, reference: Reference) -> None:
+    drift = reference.score(world.model, shifted(world)["uniform noise"], batch_size=100)
+    table = drift.table()
+    for measure in drift.whole.measures:
+        assert f"{measure.name:<22}{measure.value:>10.4g}" in table
+    assert table.endswith("alarm at 2.0 (at most 1.00% false alarms)")
+    assert "batches that drifted: 4 of 4" in table
+    summary = json.loads(json.dumps(drift.summary(), allow_nan=False))
+    assert summary["drifted"] is True
+    assert len(summary["out_of_domain"]) == int(drift.out_of_domain.sum())  # type: ignore[union-attr]
+    assert summary["batches"][3]["first"] == 300
+    assert summary["whole"]["measures"][0]["value"] == drift.whole.of("confidence").value
+    axes = drift.plot()
+    assert axes.lines[0].get_xdata().tolist() == [50, 150, 250, 350]
+    assert axes.lines[0].get_ydata().tolist() == [batch.score for batch in drift.batches]
+    assert axes.get_ylabel() == "drift score (-log10 p)"
+
+
+# -- how it is made
+
+
+def test_no_bit_depends_on_the_batches(world: World, reference: Reference) -> None:
+    x = world.draw(2000, seed=1)
+    ragged = [part for part in x.split([1, 31, 500, 7, 1461]) for _ in (0,)]
+    for data, size in (
+        (x, 7),
+        ((x, torch.zeros(2000)), 1000),
+        (ragged, 1),
+        ([(part,) for part in ragged], 1),
+    ):
+        assert equal(Reference.of(world.model, data, batch_size=size), reference)  # type: ignore[arg-type]
+    new = world.draw(333, seed=9)
+    whole = reference.score(world.model, new, batch_size=50)
+    parts = reference.score(world.model, list(new.split(13)), batch_size=50)
+    assert parts.summary() == whole.summary()
+    assert torch.equal(parts.distance, whole.distance)  # type: ignore[arg-type]
+
+
+def test_the_model_is_left_alone(world: World) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5), *world.model).train()
+    before = state(model)
+    reference = Reference.of(model, world.draw(60, seed=1))
+    reference.score(model, world.draw(60, seed=2))
+    assert_same_state(state(model), before)
+
+
+def test_reservoir_is_a_bounded_random_part() -> None:
+    rows = torch.arange(50_000.0)[:, None].expand(-1, 100)
+    chosen = []
+    for size in (33, 5000):
+        reservoir = statistics.Reservoir(elements=100_000)
+        for part in rows.split(size):
+            reservoir.add(part)
+            assert reservoir._held <= 2000 + size
+        chosen.append(torch.cat(reservoir.halves())[:, 0])
+    assert torch.equal(*chosen)
+    assert len(chosen[0].unique()) == 1000
+    assert chosen[0].mean().item() == pytest.approx(25_000, abs=2500)
+    assert chosen[0][:500].mean().item() == pytest.approx(25_000, abs=3500)
+
+
+def test_a_named_layer_and_models_without_features(world: World) -> None:
+    x = world.draw(200, seed=1)
+    named = Reference.of(world.model, x, features="2")
+    assert named.layer == "2"
+    assert named.space is not None
+    assert len(named.space.centre) == 48
+    assert torch.allclose(
+        named.space.place(world.model[:3](x).detach())[0].mean(0), named.space.mean, atol=1e-5
+    )
+    for model in (world.model.forward, nn.Sequential(nn.Flatten(), nn.ReLU())):
+        plain = Reference.of(model, x)
+        assert plain.space is None
+        drift = plain.score(model, 1 - x)
+        assert [measure.name for measure in drift.whole.measures] == list(MEASURES[:3])
+        assert drift.distance is None
+        assert drift.drifted
+        assert "out of domain" not in drift.table()
+        assert drift.summary()["out_of_domain"] is None
+    constant = nn.Sequential(nn.Flatten(), nn.Threshold(2, 0), nn.Linear(64, 3))
+    assert Reference.of(constant, x).space is None
+
+
+def test_normalisation_belongs_to_the_model(world: World) -> None:
+    x = world.draw(100, seed=1)
+    target = brittle.Target(world.model, mean=[0.2], std=[0.5])
+    reference = Reference.of(target, x)
+    other = Reference.of(world.model, (x - 0.2) / 0.5)
+    assert torch.allclose(reference.energy.values, other.energy.values, atol=1e-5)
+    with pytest.raises(ValueError, match=r"Reference.score: model must be the one of the reference"):
+        reference.score(world.model, x)
+
+
+def test_errors(world: World, reference: Reference) -> None:
+    x = world.draw(60, seed=1)
+    with pytest.raises(ValueError, match=r"Reference.of: data must hold at least 50 samples; got 49"):
+        Reference.of(world.model, x[:49])
+    assert Reference.of(world.model, x[:50]).samples == 50
+    with pytest.raises(ValueError, match=r"Reference.of: layers must be names .*; got 'head'"):
+        Reference.of(world.model, x, features="head")
+    with pytest.raises(ValueError, match=r"Reference.of: the model gave NaN logits for 1 sample\(s\): 33"):
+        Reference.of(world.model, x.index_fill(0, torch.tensor([33]), float("nan")))
+    with pytest.raises(
+        ValueError, match=r"Reference.of: data must have samples of one shape; got \[1, 8, 8\]"
+    ):
+        Reference.of(nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten()), [x, x[..., 1:]])
+    with pytest.raises(ValueError, match=r"Reference.score: data must hold samples; got none"):
+        reference.score(world.model, x[:0])
+    with pytest.raises(ValueError, match=r"false_alarm_rate must be in \(0, 1\); got 1"):
+        reference.score(world.model, x, false_alarm_rate=1)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(
+        ValueError, match=r"Reference.score: model must be the one of the reference; got other"
+    ):
+        reference.score(other, x)
+
+
+def test_the_smallest_change_of_a_weight_changes_the_fingerprint(world: World) -> None:
+    before = fingerprint(world.model)
+    weight = world.model[1].weight.data
+    kept = weight[3, 4].clone()
+    weight[3, 4] = torch.nextafter(kept, torch.tensor(9.0))
+    assert fingerprint(world.model) != before
+    weight[3, 4] = kept
+    assert fingerprint(world.model) == before
+
+
+# -- the file
+
+
+def test_a_file_holds_the_reference(world: World, reference: Reference, tmp_path: Path) -> None:
+    path = tmp_path / "reference.safetensors"
+    for made in (reference, Reference.of(world.model.forward, world.draw(60, seed=1))):
+        made.save(path)
+        assert equal(Reference.load(path), made)
+    first = path.read_bytes()
+    made.save(str(path))
+    assert path.read_bytes() == first
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_small_whatever_it_was_made_from(tmp_path: Path) -> None:
+    sizes = []
+    for count in (100, 400, 1600):
+        features = torch.randn(count, 2048)
+        model = nn.Linear(2048, 1000)
+        Reference.of(model, features, fixed_batch=200).save(tmp_path / "big")
+        sizes.append((tmp_path / "big").stat().st_size)
+    assert sizes[0] < sizes[1] < 330_000
+    assert sizes[2] < 330_000
+
+
+def test_damaged_and_foreign_files_are_refused(world: World, reference: Reference, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, safe_open, save_file
+
+    path = tmp_path / "reference.safetensors"
+    reference.save(path)
+    whole = path.read_bytes()
+    for cut in (0, 1, 8, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=r"Reference.load: path must be an undamaged drift reference"):
+            Reference.load(path)
+    for place in range(3, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"Reference.load: path must"):
+            Reference.load(path)
+    path.write_bytes(whole)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"path must be a drift reference; .* is another safetensors file"):
+        Reference.load(path)
+    save_file({**tensors, "class_counts": tensors["class_counts"] + 1}, path, metadata)
+    with pytest.raises(ValueError, match="do not match its digest"):
+        Reference.load(path)
+    save_file(
+        tensors, path, {name: text.replace('"format": 1', '"format": 2') for name, text in metadata.items()}
+    )
+    with pytest.raises(ValueError, match=r"path must hold format 1; .* has format 2"):
+        Reference.load(path)
+    torch.save(tensors, path)
+    with pytest.raises(ValueError, match="undamaged drift reference"):
+        Reference.load(path)
+    with pytest.raises(ValueError, match=r"path must be an existing file; got .*nowhere"):
+        Reference.load(tmp_path / "nowhere")
+
+
+def test_a_file_stays_where_writing_fails(
+    reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "reference.safetensors"
+    reference.save(path)
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        reference.save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_result_without_drift(world: World, reference: Reference) -> None:
+    drift: Drift = reference.score(world.model, world.draw(256, seed=12))
+    assert not drift.drifted
+    assert drift.p_value == drift.whole.p_value == drift.batches[0].p_value
+    assert "\nno drift: score " in drift.table()
