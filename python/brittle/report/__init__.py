@@ -1,5 +1,6 @@
 """Reports: one self-contained HTML page each, that opens offline and loads nothing."""
 
+from brittle.report.evaluation import evaluation_page
 from brittle.report.page import (
     Answer,
     Example,
@@ -18,6 +19,7 @@ __all__ = [
     "ExampleGroup",
     "KeyFigure",
     "curve_figure",
+    "evaluation_page",
     "grey_image",
     "percent",
     "perturbation_image",

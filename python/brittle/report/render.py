@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from brittle.report.pictures import grey_image, perturbation_image
-from brittle.report.text import percent
+from brittle.report.text import count, number, percent
 
 
 def render(template: str, **values: Any) -> str:
@@ -23,6 +23,8 @@ def render(template: str, **values: Any) -> str:
     )
     pages.filters |= {
         "percent": percent,
+        "number": number,
+        "count": count,
         "grey_image": grey_image,
         "perturbation_image": perturbation_image,
         "largest": lambda pixels: float(np.abs(pixels).max()),

@@ -1,0 +1,70 @@
+"""Whether the model's confidence can be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from brittle.report.blocks import Panel, Panels, Part, Section, Table
+from brittle.report.figures.bars import reliability_diagram
+from brittle.report.pictures import Pixels
+from brittle.report.text import count, number, percent
+
+Json = Mapping[str, Any]
+_SHOWN = 6
+
+
+def section(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Section:
+    """Reliability diagrams of every set: clean, under noise, under attack."""
+    parts: list[Part] = []
+    several = len(numbers["sets"]) > 1
+    for each in numbers["sets"]:
+        title = each["set"] if several else ""
+        panels = [diagram(condition) for condition in each["conditions"]]
+        parts.append(Panels(panels[:_SHOWN], title, small=True, more=panels[_SHOWN:]))
+        parts.append(_measures(each["conditions"], f"{title}: calibration" if several else "Calibration"))
+    lead = (
+        "Of the samples that the model is 80 % sure of, 80 % should be right. Bars below the diagonal mean "
+        "a model that is surer than it should be. ECE is the mean gap over all samples, MCE the largest."
+    )
+    return Section("calibration", "Calibration", lead, parts)
+
+
+def diagram(condition: Json, name: str | None = None) -> Panel:
+    """One reliability diagram with its bins."""
+    rows = [
+        (
+            f"{percent(part['low'])} to {percent(part['high'])}",
+            count(part["samples"]),
+            percent(part.get("confidence")),
+            percent(part.get("accuracy")),
+        )
+        for part in condition["bins"]
+    ]
+    table = Table(("confidence", "samples", "mean confidence", "accuracy"), rows)
+    note = f"ECE {percent(condition.get('ece'))}, {count(condition['samples'])} samples"
+    return Panel(name or condition["name"], reliability_diagram(condition), table, note)
+
+
+def _measures(conditions: Sequence[Json], caption: str) -> Table:
+    shares = ("accuracy", "confidence", "ece", "mce", "over_confidence")
+    rows = [
+        (
+            condition["name"],
+            count(condition["samples"]),
+            *(percent(condition.get(key)) for key in shares),
+            number(condition.get("brier")),
+        )
+        for condition in conditions
+    ]
+    columns = (
+        "condition",
+        "samples",
+        "accuracy",
+        "mean confidence",
+        "ECE",
+        "MCE",
+        "over-confidence",
+        "Brier score",
+    )
+    return Table(columns, rows, caption, shown=12)

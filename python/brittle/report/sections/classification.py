@@ -1,0 +1,130 @@
+"""Which classes are told apart, and which are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from brittle.report.blocks import Panel, Panels, Part, Section, Table
+from brittle.report.figures.curves import precision_recall
+from brittle.report.figures.maps import MOST_CLASSES, confusion_map
+from brittle.report.pictures import Pixels
+from brittle.report.text import count, interval, number, percent
+
+Json = Mapping[str, Any]
+_WORST_CLASSES = 20
+_CONFUSED_PAIRS = 20
+_DRAWN_WORST = 4
+
+
+def section(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Section:
+    """Measures of each set, its confusion matrix, precision-recall curves and classes."""
+    sets = numbers["sets"]
+    classes = {each["name"]: each["classes"] for each in summary["sets"]}
+    parts: list[Part] = [_overview(sets)]
+    for each in sets:
+        parts += _of_set(each, classes[each["set"]], f"{each['set']}: " if len(sets) > 1 else "")
+    lead = (
+        "How often the model is right on unaltered samples. Macro averages give every class the same weight, "
+        "however rare it is."
+    )
+    return Section("classification", "Classification", lead, parts)
+
+
+def _overview(sets: Sequence[Json]) -> Table:
+    measures = {
+        "accuracy": percent,
+        "interval": interval,
+        "balanced_accuracy": percent,
+        "precision": percent,
+        "recall": percent,
+        "f1": percent,
+        "average_precision": percent,
+        "log_loss": number,
+        "hamming": number,
+    }
+    columns = ("set", "samples", "accuracy", "95 % interval", "balanced accuracy", "precision", "recall")
+    rows = [
+        (each["set"], count(each["samples"]), *(show(each.get(key)) for key, show in measures.items()))
+        for each in sets
+    ]
+    caption = "Precision, recall, F1 and average precision are macro averages"
+    return Table((*columns, "F1", "average precision", "log-loss", "Hamming distance"), rows, caption)
+
+
+def _of_set(each: Json, classes: Sequence[str], prefix: str) -> list[Part]:
+    by_f1 = sorted(each["per_class"], key=lambda row: _rank(row.get("f1")))
+    panels = []
+    if len(classes) <= MOST_CLASSES:
+        figure = confusion_map(classes, each["confusion"])
+        title = f"{prefix}confusion matrix"
+        note = "Counts; a darker cell is a larger share of its row. Errors are orange."
+        panels.append(Panel(title, figure, _confusion_table(classes, each["confusion"]), note))
+    if each.get("curves"):
+        worst = [
+            row["class"] for row in sorted(each["per_class"], key=lambda r: _rank(r["average_precision"]))
+        ]
+        curves = _curves_of(each["curves"], worst)
+        figure = precision_recall(curves, worst[:_DRAWN_WORST])
+        note = "In colour, the classes of lowest average precision; the others are grey."
+        numbers = _curve_table(curves[:_WORST_CLASSES])
+        panels.append(Panel(f"{prefix}precision and recall", figure, numbers, note))
+    confused = _confused_pairs(classes, each["confusion"], prefix)
+    parts: list[Part] = [Panels(panels)] if panels else []
+    parts += [confused] if confused.rows else []
+    return [*parts, _class_table(by_f1, prefix)]
+
+
+def _rank(value: float | None) -> float:
+    return 2.0 if value is None else value
+
+
+def _curves_of(curves: Sequence[Json], worst: Sequence[str]) -> list[Json]:
+    """The curves, worst class first; of very many, those of the worst."""
+    place = {name: rank for rank, name in enumerate(worst)}
+    return sorted(curves, key=lambda curve: place.get(curve["class"], len(place)))[:MOST_CLASSES]
+
+
+def _curve_table(curves: Sequence[Json]) -> Table:
+    rows = [
+        (curve["class"], percent(recall), percent(precision))
+        for curve in curves
+        for recall, precision in zip(curve["recall"], curve["precision"], strict=True)
+    ]
+    return Table(("class", "recall", "precision"), rows)
+
+
+def _confusion_table(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> Table:
+    rows = [(name, *map(count, row)) for name, row in zip(classes, confusion, strict=True)]
+    return Table(("true class", *classes), rows, "Samples; predictions in columns")
+
+
+def _confused_pairs(classes: Sequence[str], confusion: Sequence[Sequence[int]], prefix: str) -> Table:
+    wrong = [
+        (samples, sum(row), i, j)
+        for i, row in enumerate(confusion)
+        for j, samples in enumerate(row)
+        if i != j and samples
+    ]
+    wrong.sort(key=lambda pair: (-pair[0], pair[2], pair[3]))
+    rows = [
+        (classes[i], classes[j], count(samples), percent(samples / of))
+        for samples, of, i, j in wrong[:_CONFUSED_PAIRS]
+    ]
+    columns = ("true class", "predicted as", "samples", "share of the class")
+    caption = f"{prefix}most confused pairs of classes"
+    return Table(columns, rows, caption[0].upper() + caption[1:], words=frozenset({1}), shown=6)
+
+
+def _class_table(by_f1: Sequence[Json], prefix: str) -> Table:
+    rows = [
+        (
+            row["class"],
+            count(row["support"]),
+            *(percent(row.get(key)) for key in ("precision", "recall", "f1", "average_precision")),
+        )
+        for row in by_f1
+    ]
+    columns = ("class", "support", "precision", "recall", "F1", "average precision")
+    caption = f"{prefix}classes, lowest F1 first"
+    return Table(columns, rows, caption[0].upper() + caption[1:], shown=_WORST_CLASSES)
