@@ -43,14 +43,25 @@ class Panel:
 
 @dataclass(frozen=True)
 class Panels:
-    """Figures side by side; small ones three in a row. Those in ``more`` unfold."""
+    """Figures side by side, two in a row or three small ones; a table fills what the last row leaves free.
+
+    Those in ``more`` unfold.
+    """
 
     kind: ClassVar[str] = "panels"
     panels: Sequence[Panel]
     title: str = ""
-    note: str = ""
     small: bool = False
+    table: Table | None = None
     more: Sequence[Panel] = ()
+
+    @property
+    def span(self) -> int:
+        """How many columns the table takes: what is left of the last row, or all."""
+        columns = 3 if self.small else 2
+        free = columns - len(self.panels) % columns
+        narrow = self.table is None or len(self.table.columns) <= 4 * free
+        return free if narrow and not self.more else columns
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class Tile:
     """One sample, or a pair of them: pictures with what there is to say."""
 
     title: str
-    note: str
+    notes: Sequence[str]
     shots: Sequence[Shot]
 
 
@@ -105,8 +116,16 @@ class Notice:
     numbers: Table
 
 
+@dataclass(frozen=True)
+class Row:
+    """Parts side by side, two in a row."""
+
+    kind: ClassVar[str] = "row"
+    parts: Sequence[Part]
+
+
 class Part(Protocol):
-    """A table, panels, tiles or a notice: ``kind`` names the macro that shows it."""
+    """A table, panels, tiles, a notice or a row of them: ``kind`` names the macro that shows it."""
 
     kind: ClassVar[str]
 

@@ -12,6 +12,11 @@ from brittle.report.pictures import grey_image, perturbation_image
 from brittle.report.text import count, number, percent
 
 
+def _unbroken(value: Any) -> Any:
+    """A number stays on one line with its per cent sign."""
+    return value.replace(" %", "\N{NO-BREAK SPACE}%") if type(value) is str else value
+
+
 def render(template: str, **values: Any) -> str:
     """A template of ``report/templates``, filled in; a value that the template misses is an error."""
     pages = Environment(
@@ -20,6 +25,7 @@ def render(template: str, **values: Any) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_unbroken,
     )
     pages.filters |= {
         "percent": percent,

@@ -27,7 +27,7 @@ def percent(share: float | None) -> str:
         return ">99.9 %"
     if 0 < share < 0.0005:
         return "<0.1 %"
-    return "100 %" if share == 1 else f"{share:.1%}".replace("%", " %")
+    return "100 %" if share == 1 else _signed(f"{share:.1%}".replace("%", " %"))
 
 
 def interval(ends: Sequence[float | None] | None) -> str:
@@ -54,8 +54,8 @@ def number(value: float | None) -> str:
     if value == 0:
         return "0"
     if abs(value) < 0.0005:
-        return f"{value:.3g}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
+        return _signed(f"{value:.3g}")
+    return _signed(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}")
 
 
 def count(value: float | None) -> str:
@@ -86,6 +86,10 @@ def epsilon(value: float | None) -> str:
 def norm_name(norm: str) -> str:
     """A norm as it is written in running text."""
     return NORM_NAMES.get(norm, norm)
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}", 1) if text.startswith("-") else text
 
 
 def shortened(text: str, length: int = 22) -> str:

@@ -20,11 +20,10 @@ Json = Mapping[str, Any]
 def reliability_diagram(figure: Figure, condition: Json) -> str:
     """Accuracy over confidence in bins, the gap to perfect calibration, and how many samples each bin has."""
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-    bins = condition["bins"]
+    bins = [part for part in condition["bins"] if part["samples"]]
     low, high = (floats([part[end] for part in bins], 100) for end in ("low", "high"))
     accuracy, confidence = (floats([part[key] for part in bins], 100) for key in ("accuracy", "confidence"))
     samples = floats([part["samples"] for part in bins])
-    accuracy, confidence = (np.where(samples > 0, values, np.nan) for values in (accuracy, confidence))
     widths = 0.86 * (high - low)
     middles = (low + high) / 2
     axes.plot([0, 100], [0, 100], color=SOFT, linewidth=1, linestyle=(0, (3, 2)), label="perfect")

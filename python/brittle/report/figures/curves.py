@@ -49,7 +49,7 @@ def robustness_curves(figure: Figure, norm: Json) -> str:
     axes = figure.subplots()
     over = floats(norm["epsilons"])
     low, high = (floats([ends and ends[end] for ends in norm["interval"]], 100) for end in (0, 1))
-    axes.fill_between(over, low, high, color=BLUE, alpha=0.16, label="95 % interval")
+    axes.fill_between(over, low, high, color=BLUE, alpha=0.16)
     axes.plot(over, floats(norm["robust_accuracy"], 100), color=BLUE, linewidth=3.2, label="worst case")
     for index, curve in enumerate(norm["curves"], start=1):
         look = series(index) | {"linewidth": 1.3}
@@ -85,8 +85,8 @@ def minimal_epsilon_curve(figure: Figure, norm: Json) -> str:
     axes = figure.subplots()
     smallest = norm["minimal_epsilon"]
     over, fooled = floats(smallest["curve"]["epsilon"]), floats(smallest["curve"]["fooled"], 100)
-    axes.fill_between(over, 0, fooled, step="post", color=ORANGE, alpha=0.14)
-    axes.step(over, fooled, where="post", color=ORANGE, linewidth=2.2)
+    axes.fill_between(over, 0, fooled, color=ORANGE, alpha=0.14)
+    axes.plot(over, fooled, color=ORANGE, linewidth=2.2)
     median = smallest.get("median")
     if median is not None:
         axes.plot([0, median, median], [50, 50, 0], color=INK, linewidth=1, linestyle=(0, (2, 2)))
@@ -104,7 +104,7 @@ def minimal_epsilon_curve(figure: Figure, norm: Json) -> str:
     return f"Share of samples fooled within epsilon, {norm_name(norm['norm'])}"
 
 
-@drawn(PANEL)
+@drawn((PANEL[0], 3.9))
 def precision_recall(figure: Figure, curves: Sequence[Json], worst: Sequence[str]) -> str:
     """Precision over recall of each class; the worst ones in colour."""
     axes = figure.subplots()
@@ -116,7 +116,8 @@ def precision_recall(figure: Figure, curves: Sequence[Json], worst: Sequence[str
         look = series(index) | {"marker": ""}
         axes.plot(_recall(by_name[name]), _precision(by_name[name]), label=shortened(name), **look)
     axes.set(xlabel="recall (%)", xlim=(-1, 101), xticks=range(0, 101, 25))
-    percent_axis(axes, "precision")
+    lowest = min((float(np.nanmin(_precision(curve), initial=100)) for curve in curves), default=0)
+    percent_axis(axes, "precision", bottom=25 * (max(lowest - 1, 0) // 25))
     legend(figure, axes)
     return "Precision over recall, a line for each class"
 
@@ -136,7 +137,7 @@ def shift_curves(figure: Figure, clean: Json, kind: Json) -> str:
     return f"Accuracy and calibration error over the severity of {kind['kind']}"
 
 
-@drawn(PANEL)
+@drawn((PANEL[0], 3.3))
 def landscape_lines(figure: Figure, landscape: Json) -> str:
     """The mean loss along the gradient and along a random direction."""
     axes = figure.subplots()
@@ -165,13 +166,5 @@ def _epsilon_axis(axes: Axes, over: Any, norm: str) -> None:
 
 def _mark_epsilon(axes: Axes, reported: float | None) -> None:
     if reported is not None:
-        axes.axvline(reported, color=SOFT, linewidth=1, linestyle=(0, (2, 2)))
-        axes.annotate(
-            epsilon(reported),
-            (reported, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, -2),
-            textcoords="offset points",
-            color=SOFT,
-            va="top",
-        )
+        name = f"epsilon {epsilon(reported)}"
+        axes.axvline(reported, color=SOFT, linewidth=1, linestyle=(0, (2, 2)), label=name)

@@ -9,16 +9,17 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from brittle.report.figures.curves import floats
 from brittle.report.figures.theme import BLUE, CARD, INK, ORANGE, PANEL, SOFT, drawn
-from brittle.report.text import norm_name, shortened
+from brittle.report.text import shortened
 
 Json = Mapping[str, Any]
 MOST_CLASSES = 40
 
 
-@drawn((4.5, 4.2))
+@drawn((PANEL[0], 3.9))
 def confusion_map(figure: Figure, classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
     """Counts by true class (rows) and prediction (columns), shaded by the share of the row."""
     axes = figure.subplots()
@@ -52,22 +53,25 @@ def confusion_map(figure: Figure, classes: Sequence[str], confusion: Sequence[Se
     return "Confusion matrix: true classes in rows, predictions in columns"
 
 
-@drawn((PANEL[0], 3.5))
+@drawn((PANEL[0], 3.3))
 def landscape_map(figure: Figure, landscape: Json) -> str:
     """The mean loss in the plane of the gradient and a random direction, as contours."""
     axes = figure.subplots()
     alphas = floats(landscape["alphas"])
     mean = np.array([floats(row) for row in landscape["mean"]]).T
     low, high = float(np.nanmin(mean)), float(np.nanmax(mean))
-    levels = np.linspace(low, high if high > low else low + 1, 11)
-    shades = [(*to_rgb(ORANGE), 0.04 + 0.82 * step / 9) for step in range(10)]
+    levels = MaxNLocator(10).tick_values(low, high if high > low else low + 1)
+    strengths = np.linspace(0.04, 0.86, len(levels) - 1)
+    shades = [(*to_rgb(ORANGE), strength) for strength in strengths.tolist()]
     filled = axes.contourf(alphas, alphas, mean, levels=levels, colors=shades)
     axes.contour(alphas, alphas, mean, levels=levels, colors=[INK], linewidths=0.5, alpha=0.55)
     axes.plot([0], [0], marker="o", color=INK, linestyle="")
     axes.annotate("sample", (0, 0), xytext=(5, 4), textcoords="offset points")
-    axes.set(xlabel="along the gradient", title=f"along a random direction ({norm_name(landscape['norm'])})")
+    axes.set(xlabel="along the gradient", title="along a random direction")
     axes.grid(False)
-    bar = figure.colorbar(filled, ax=axes, pad=0.02, aspect=24, ticks=levels[::2], format="%.3g")
+    bar = figure.colorbar(
+        filled, ax=axes, pad=0.02, aspect=24, ticks=levels[:: -(-len(levels) // 7)], format="%g"
+    )
     bar.outline.set_visible(False)
     bar.ax.set_title("loss", color=SOFT)
     return "Contours of the mean loss around the samples"

@@ -31,7 +31,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
 # In inches. A panel fills half the page's width, a small one a third; on a phone each fills it all.
-PANEL, SMALL = (4.5, 2.9), (3.1, 2.4)
+PANEL, SMALL = (4.1, 2.75), (3.1, 2.4)
 
 _STYLE: Any = {
     "axes.axisbelow": True,
@@ -47,7 +47,7 @@ _STYLE: Any = {
     "axes.titlelocation": "left",
     "axes.titlepad": 5,
     "axes.titlesize": 9,
-    "figure.constrained_layout.h_pad": 0.02,
+    "figure.constrained_layout.h_pad": 0.05,
     "figure.constrained_layout.w_pad": 0.02,
     "font.size": 9,
     "grid.color": LINE,
@@ -114,12 +114,12 @@ def _row_lengths(labels: list[str], columns: int) -> list[int]:
     return [sum(widths)]
 
 
-def percent_axis(axes: Axes, title: str, top: float = 100) -> None:
+def percent_axis(axes: Axes, title: str, bottom: float = 0) -> None:
     """A vertical axis of shares in per cent, its name above it rather than on its side."""
-    axes.set_ylim(-0.02 * top, 1.02 * top)
+    margin = 0.02 * (100 - bottom)
+    axes.set_ylim(bottom - margin, 100 + margin)
     axes.set_title(f"{title} (%)")
-    if top == 100:
-        axes.set_yticks(range(0, 101, 25))
+    axes.set_yticks(range(int(bottom), 101, 25 if bottom < 50 else 10 if bottom < 75 else 5))
 
 
 _NO_METADATA: Any = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -19,10 +19,10 @@ def section(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Sec
     parts: list[Part] = []
     several = len(numbers["sets"]) > 1
     for each in numbers["sets"]:
-        title = each["set"] if several else ""
+        heading = each["set"] if several else ""
         panels = [diagram(condition) for condition in each["conditions"]]
-        parts.append(Panels(panels[:_SHOWN], title, small=True, more=panels[_SHOWN:]))
-        parts.append(_measures(each["conditions"], f"{title}: calibration" if several else "Calibration"))
+        measures = _measures(each["conditions"], "Calibration by condition")
+        parts.append(Panels(panels[:_SHOWN], heading, True, measures, panels[_SHOWN:]))
     lead = (
         "Of the samples that the model is 80 % sure of, 80 % should be right. Bars below the diagonal mean "
         "a model that is surer than it should be. ECE is the mean gap over all samples, MCE the largest."

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from brittle.report.blocks import Panel, Panels, Part, Section, Table
+from brittle.report.blocks import Panel, Panels, Part, Row, Section, Table
 from brittle.report.figures.curves import precision_recall
 from brittle.report.figures.maps import MOST_CLASSES, confusion_map
 from brittle.report.pictures import Pixels
@@ -23,7 +23,7 @@ def section(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Sec
     classes = {each["name"]: each["classes"] for each in summary["sets"]}
     parts: list[Part] = [_overview(sets)]
     for each in sets:
-        parts += _of_set(each, classes[each["set"]], f"{each['set']}: " if len(sets) > 1 else "")
+        parts += _of_set(each, classes[each["set"]], each["set"] if len(sets) > 1 else "")
     lead = (
         "How often the model is right on unaltered samples. Macro averages give every class the same weight, "
         "however rare it is."
@@ -32,34 +32,29 @@ def section(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Sec
 
 
 def _overview(sets: Sequence[Json]) -> Table:
-    measures = {
-        "accuracy": percent,
-        "interval": interval,
-        "balanced_accuracy": percent,
-        "precision": percent,
-        "recall": percent,
-        "f1": percent,
-        "average_precision": percent,
-        "log_loss": number,
-        "hamming": number,
+    measures: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "samples": ("samples", count),
+        "accuracy": ("accuracy", percent),
+        "interval": ("95 % interval", interval),
+        "balanced_accuracy": ("balanced accuracy", percent),
+        "precision": ("precision (macro)", percent),
+        "recall": ("recall (macro)", percent),
+        "f1": ("F1 (macro)", percent),
+        "average_precision": ("average precision (macro)", percent),
+        "log_loss": ("log-loss", number),
+        "hamming": ("Hamming distance", number),
     }
-    columns = ("set", "samples", "accuracy", "95 % interval", "balanced accuracy", "precision", "recall")
-    rows = [
-        (each["set"], count(each["samples"]), *(show(each.get(key)) for key, show in measures.items()))
-        for each in sets
-    ]
-    caption = "Precision, recall, F1 and average precision are macro averages"
-    return Table((*columns, "F1", "average precision", "log-loss", "Hamming distance"), rows, caption)
+    rows = [(name, *(show(each.get(key)) for each in sets)) for key, (name, show) in measures.items()]
+    return Table(("measure", *(each["set"] for each in sets)), rows)
 
 
-def _of_set(each: Json, classes: Sequence[str], prefix: str) -> list[Part]:
+def _of_set(each: Json, classes: Sequence[str], heading: str) -> list[Part]:
     by_f1 = sorted(each["per_class"], key=lambda row: _rank(row.get("f1")))
     panels = []
     if len(classes) <= MOST_CLASSES:
         figure = confusion_map(classes, each["confusion"])
-        title = f"{prefix}confusion matrix"
         note = "Counts; a darker cell is a larger share of its row. Errors are orange."
-        panels.append(Panel(title, figure, _confusion_table(classes, each["confusion"]), note))
+        panels.append(Panel("Confusion matrix", figure, _confusion_table(classes, each["confusion"]), note))
     if each.get("curves"):
         worst = [
             row["class"] for row in sorted(each["per_class"], key=lambda r: _rank(r["average_precision"]))
@@ -68,11 +63,10 @@ def _of_set(each: Json, classes: Sequence[str], prefix: str) -> list[Part]:
         figure = precision_recall(curves, worst[:_DRAWN_WORST])
         note = "In colour, the classes of lowest average precision; the others are grey."
         numbers = _curve_table(curves[:_WORST_CLASSES])
-        panels.append(Panel(f"{prefix}precision and recall", figure, numbers, note))
-    confused = _confused_pairs(classes, each["confusion"], prefix)
-    parts: list[Part] = [Panels(panels)] if panels else []
-    parts += [confused] if confused.rows else []
-    return [*parts, _class_table(by_f1, prefix)]
+        panels.append(Panel("Precision and recall", figure, numbers, note))
+    confused = _confused_pairs(classes, each["confusion"])
+    tables = [_class_table(by_f1), *([confused] if confused.rows else [])]
+    return [Panels(panels, heading), Row(tables)]
 
 
 def _rank(value: float | None) -> float:
@@ -99,7 +93,7 @@ def _confusion_table(classes: Sequence[str], confusion: Sequence[Sequence[int]])
     return Table(("true class", *classes), rows, "Samples; predictions in columns")
 
 
-def _confused_pairs(classes: Sequence[str], confusion: Sequence[Sequence[int]], prefix: str) -> Table:
+def _confused_pairs(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> Table:
     wrong = [
         (samples, sum(row), i, j)
         for i, row in enumerate(confusion)
@@ -112,11 +106,10 @@ def _confused_pairs(classes: Sequence[str], confusion: Sequence[Sequence[int]], 
         for samples, of, i, j in wrong[:_CONFUSED_PAIRS]
     ]
     columns = ("true class", "predicted as", "samples", "share of the class")
-    caption = f"{prefix}most confused pairs of classes"
-    return Table(columns, rows, caption[0].upper() + caption[1:], words=frozenset({1}), shown=6)
+    return Table(columns, rows, "Most confused pairs of classes", words=frozenset({1}), shown=10)
 
 
-def _class_table(by_f1: Sequence[Json], prefix: str) -> Table:
+def _class_table(by_f1: Sequence[Json]) -> Table:
     rows = [
         (
             row["class"],
@@ -125,6 +118,5 @@ def _class_table(by_f1: Sequence[Json], prefix: str) -> Table:
         )
         for row in by_f1
     ]
-    columns = ("class", "support", "precision", "recall", "F1", "average precision")
-    caption = f"{prefix}classes, lowest F1 first"
-    return Table(columns, rows, caption[0].upper() + caption[1:], shown=_WORST_CLASSES)
+    columns = ("class", "support", "precision", "recall", "F1", "AP")
+    return Table(columns, rows, "Classes, lowest F1 first", shown=_WORST_CLASSES)

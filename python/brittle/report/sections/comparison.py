@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brittle.report.blocks import Panel, Panels, Part, Section, Table
 from brittle.report.figures.bars import bars_with_intervals
 from brittle.report.figures.curves import shift_curves
 from brittle.report.pictures import Pixels
-from brittle.report.text import count, interval, number, percent
+from brittle.report.text import DASH, count, interval, number, percent
 
 Json = Mapping[str, Any]
 _DRAWN_GROUPS = 15
@@ -20,23 +20,18 @@ def segments(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Se
     sets = numbers["sets"]
     panels = [_segments_of(each, f", {each['set']}" if len(sets) > 1 else "") for each in sets]
     rows = [
-        (
-            each["set"],
-            each.get("worst") or "—",
-            each.get("best") or "—",
-            percent(each.get("gap")),
-            percent(each.get("recall_gap")),
-            number(each.get("p_value")),
-        )
-        for each in sets
+        ("worst segment", *(each.get("worst") or DASH for each in sets)),
+        ("best segment", *(each.get("best") or DASH for each in sets)),
+        ("accuracy gap", *(percent(each.get("gap")) for each in sets)),
+        ("recall gap", *(percent(each.get("recall_gap")) for each in sets)),
+        ("p-value", *(number(each.get("p_value")) for each in sets)),
     ]
-    columns = ("set", "worst segment", "best segment", "accuracy gap", "recall gap", "p-value")
-    table = Table(columns, rows, "Gaps between segments", words=frozenset({1, 2}))
+    table = Table(("measure", *(each["set"] for each in sets)), rows, "Gaps between segments")
     lead = (
         "The same model on different parts of the data. A small p-value says that chance alone hardly "
         "makes such a difference between segments."
     )
-    return Section("segments", "Segments and fairness", lead, [Panels(panels), table])
+    return Section("segments", "Segments and fairness", lead, [Panels(panels, table=table)])
 
 
 def _segments_of(each: Json, suffix: str) -> Panel:
@@ -60,23 +55,20 @@ def _segments_of(each: Json, suffix: str) -> Panel:
 
 def data_sets(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Section:
     """Several labelled sets side by side."""
-    shares = ("precision", "recall", "f1", "ece", "confidence")
-    rows = [
-        (
-            row["set"],
-            count(row["samples"]),
-            percent(row["accuracy"]),
-            interval(row.get("interval")),
-            *(percent(row.get(key)) for key in shares),
-            number(row.get("log_loss")),
-        )
-        for row in numbers["rows"]
+    rows = numbers["rows"]
+    accuracies = [
+        (row["set"], count(row["samples"]), percent(row["accuracy"]), interval(row.get("interval")))
+        for row in rows
     ]
-    columns = ("set", "samples", "accuracy", "95 % interval", "precision", "recall", "F1", "ECE")
-    table = Table((*columns, "mean confidence", "log-loss"), rows)
-    panel = Panel("Accuracy by data set", bars_with_intervals(numbers["rows"], "set"), table)
+    shown = Table(("set", "samples", "accuracy", "95 % interval"), accuracies)
+    shares = {"precision": "precision", "recall": "recall", "f1": "F1", "ece": "ECE"}
+    shares["confidence"] = "mean confidence"
+    measures = [(name, *(percent(row.get(key)) for row in rows)) for key, name in shares.items()]
+    measures.append(("log-loss", *(number(row.get("log_loss")) for row in rows)))
+    table = Table(("measure", *(row["set"] for row in rows)), measures, "Other measures")
+    panel = Panel("Accuracy by data set", bars_with_intervals(rows, "set"), shown)
     lead = "The same model on every labelled set: what it learned, and how far that carries."
-    return Section("sets", "Data sets side by side", lead, [Panels([panel])])
+    return Section("sets", "Data sets side by side", lead, [Panels([panel], table=table)])
 
 
 def shift(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Section:
@@ -86,8 +78,17 @@ def shift(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Secti
         Panel(kind["kind"], shift_curves(clean, kind), _levels(clean, kind)) for kind in numbers["kinds"]
     ]
     lead = f"Noise and blur as they come by nature, on {numbers['set']}. Severity 0 is the unaltered sample."
-    parts: list[Part] = [Panels(panels, small=True)]
+    parts: list[Part] = [Panels(panels, small=True, table=_accuracies(numbers["kinds"]))]
     return Section("shift", "Natural shift", lead, parts)
+
+
+def _accuracies(kinds: Sequence[Json]) -> Table:
+    severities = sorted({level["severity"] for kind in kinds for level in kind["levels"]})
+    rows = []
+    for kind in kinds:
+        found = {level["severity"]: level["accuracy"] for level in kind["levels"]}
+        rows.append((kind["kind"], *(percent(found.get(severity)) for severity in severities)))
+    return Table(("corruption", *map(str, severities)), rows, "Accuracy by severity")
 
 
 def _levels(clean: Json, kind: Json) -> Table:
@@ -95,7 +96,7 @@ def _levels(clean: Json, kind: Json) -> Table:
         shares = (percent(row.get(key)) for key in ("accuracy", "ece", "confidence"))
         return (*shares, number(row.get("log_loss")))
 
-    rows = [("0 (clean)", "—", *cells(clean))]
+    rows = [("0 (clean)", DASH, *cells(clean))]
     rows += [(count(level["severity"]), number(level["scale"]), *cells(level)) for level in kind["levels"]]
     return Table(("severity", "scale", "accuracy", "ECE", "mean confidence", "log-loss"), rows)
 

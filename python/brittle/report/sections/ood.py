@@ -20,7 +20,7 @@ def section(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Sec
     for against in numbers["against"]:
         title = f"{reference} against {against['set']}"
         panels = [_panel(score, reference, against["set"]) for score in against["scores"]]
-        parts += [Panels(panels, title, small=True), _measures(against, f"Separation: {title}")]
+        parts.append(Panels(panels, title, small=True, table=_measures(against)))
     lead = (
         f"Each score should tell samples of another kind from those of {reference}. AUROC is 50 % for one "
         "that tells nothing; FPR95 is the share of foreign samples that pass where 95 % of one's own do."
@@ -44,9 +44,9 @@ def _panel(score: Json, inside: str, outside: str) -> Panel:
     )
 
 
-def _measures(against: Json, caption: str) -> Table:
+def _measures(against: Json) -> Table:
     rows = [
         (score["score"], *(percent(score.get(key)) for key in ("auroc", "aupr", "fpr95")))
         for score in against["scores"]
     ]
-    return Table(("score", "AUROC", "AUPR", "FPR95"), rows, caption)
+    return Table(("score", "AUROC", "AUPR", "FPR95"), rows, "How well each score separates")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from brittle.report.blocks import Answer, Notice, Panel, Panels, Part, Section, Shot, Table, Tile, Tiles
+from brittle.report.blocks import Answer, Notice, Panel, Panels, Part, Row, Section, Shot, Table, Tile, Tiles
 from brittle.report.figures.curves import minimal_epsilon_curve, robustness_curves
 from brittle.report.pictures import Pixels, change_photograph, photograph
 from brittle.report.text import count, epsilon, interval, norm_name, number, percent
@@ -30,7 +30,7 @@ def section(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Sec
             panels.append(_minimal(norm))
         parts.append(_masking(norm))
     examples = [_example(each, pictures) for each in numbers.get("examples") or ()]
-    shown: list[Part] = [Panels(panels), *parts, _cost(numbers["norms"])]
+    shown: list[Part] = [Panels(panels), Row(parts)]
     if examples:
         note = (
             "The perturbation is drawn on a scale of its own: its largest change has full colour. "
@@ -58,7 +58,8 @@ def _curves(norm: Json) -> Panel:
     marked = frozenset(k for k, eps in enumerate(norm["epsilons"]) if eps == norm.get("reported"))
     caption = "; ".join(f"{c['attack']}: {c['text']}" for c in curves if c.get("text"))
     table = Table(columns, rows, caption, marked=marked)
-    return Panel(f"Accuracy under attack, {name}", robustness_curves(norm), table)
+    note = "Band: 95 % interval of the worst case."
+    return Panel(f"Accuracy under attack, {name}", robustness_curves(norm), table, note)
 
 
 def _minimal(norm: Json) -> Panel:
@@ -87,19 +88,12 @@ def _masking(norm: Json) -> Notice:
     masking = norm["masking"]
     rows = [(text, count(masking.get(key))) for key, text in _FLAGS.items()]
     rows.append(("still right at the largest epsilon", percent(masking.get("robust_at_largest"))))
+    cost = norm.get("cost") or {}
+    rows += [(f"{key} of the model", count(cost.get(key))) for key in ("forwards", "backwards")]
     signs = masking.get("signs") or []
     name = norm_name(norm["norm"])
     title = f"Signs of gradient masking, {name}" if signs else f"No sign of gradient masking, {name}"
-    return Notice(title, not signs, signs, Table(("flag", "samples"), rows))
-
-
-def _cost(norms: Sequence[Json]) -> Table:
-    rows = [
-        (norm_name(n["norm"]), count(n["cost"].get("forwards")), count(n["cost"].get("backwards")))
-        for n in norms
-        if n.get("cost")
-    ]
-    return Table(("norm", "forwards", "backwards"), rows, "What the attacks cost, in samples evaluated")
+    return Notice(title, not signs, signs, Table(("in all attacks", "samples"), rows))
 
 
 def _example(each: Json, pictures: Mapping[str, Pixels]) -> Tile:
@@ -112,8 +106,8 @@ def _example(each: Json, pictures: Mapping[str, Pixels]) -> Tile:
         shots.append(Shot("perturbation", change, clean.shape[0] < 64, note=largest))
     shots.append(_shot("adversarial", altered, _answer(each["after"], truth)))
     distance = epsilon(each.get("distance"))
-    note = f"{each['attack']}, {norm_name(each['norm'])} distance {distance} · {each['name']}"
-    return Tile(f"{truth} read as {each['after']['label']}", note, shots)
+    notes = (f"{each['attack']}, {norm_name(each['norm'])} distance {distance}", each["name"])
+    return Tile(f"{truth} read as {each['after']['label']}", notes, shots)
 
 
 def _shot(name: str, pixels: Pixels | None, answer: Answer) -> Shot:

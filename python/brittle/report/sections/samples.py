@@ -21,7 +21,7 @@ def highest_losses(numbers: Json, summary: Json, pictures: Mapping[str, Pixels])
             f"{item['label']} read as {item['prediction']}"
             if item["label"] != item["prediction"]
             else item["label"],
-            f"log-loss {number(item.get('log_loss'))} · {item['name']}",
+            (f"log-loss {number(item.get('log_loss'))}", item["name"]),
             [
                 _shot(
                     "",
@@ -58,7 +58,7 @@ def duplicates(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> 
     tiles = [
         Tile(
             f"cosine {number(pair.get('cosine'))}",
-            f"p = {number(pair.get('p'))}",
+            (f"p = {number(pair.get('p'))}",),
             [
                 _shot(f"{pair[side]} {pair[f'{side}_id']}", pictures.get(key or ""), None)
                 for side, key in zip(("test", "train"), _two(pair.get("pictures")), strict=True)

@@ -59,9 +59,10 @@ def repeat(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Sect
         for measure in measures
     ]
     table = Table(("measure", "mean", "spread", *seeds), rows)
-    panel = Panel("Spread over seeds", spread_dots(measures), table)
+    spreads = Table(("measure", "mean", "spread"), [row[:3] for row in rows], "Mean and spread")
+    panel = Panel("Values by seed", spread_dots(measures), table)
     lead = (
         f"The same evaluation with {len(seeds)} seeds. The spread, largest less smallest, is what the "
         "attacks' random starts alone can change: a smaller difference between two models means nothing."
     )
-    return Section("repeat", "Repeated with other seeds", lead, [Panels([panel])])
+    return Section("repeat", "Repeated with other seeds", lead, [Panels([panel], table=spreads)])
