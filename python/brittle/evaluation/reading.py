@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,11 +31,16 @@ def read_rows(
         texts: each attack's settings as text, by ``"attack norm"``.
         alphas: the steps of the landscape.
     """
-    return RunRows(tuple(_set(store, found, texts, alphas) for found in sets), settings)
+    norms = settings["norms"]
+    return RunRows(tuple(_set(store, found, norms, texts, alphas) for found in sets), settings)
 
 
 def _set(
-    store: RunStore, about: Mapping[str, Any], texts: Mapping[str, str], alphas: tuple[float, ...]
+    store: RunStore,
+    about: Mapping[str, Any],
+    norms: Sequence[str],
+    texts: Mapping[str, str],
+    alphas: tuple[float, ...],
 ) -> SetRows:
     name = about["name"]
     found = store.rows("SELECT id, name, label, segment FROM samples WHERE data_set = ? ORDER BY id", name)
@@ -58,7 +63,7 @@ def _set(
         classes=tuple(about["classes"]),
         names=tuple(names),
         conditions=tuple(_conditions(store, name)),
-        attacks=tuple(_attacks(store, name, texts)),
+        attacks=tuple(_attacks(store, name, norms, texts)),
         skipped=tuple(store.rows("SELECT name, reason FROM skipped WHERE data_set = ? ORDER BY id", name)),
         landscape=landscape,
     )
@@ -77,11 +82,13 @@ def _conditions(store: RunStore, name: str) -> Iterable[Condition]:
         )
 
 
-def _attacks(store: RunStore, name: str, texts: Mapping[str, str]) -> Iterable[AttackRows]:
-    keys = store.rows(
-        "SELECT DISTINCT attack, norm, seed FROM attacks WHERE data_set = ? ORDER BY norm, attack, seed", name
-    )
-    for attack, norm, seed in keys:
+def _attacks(
+    store: RunStore, name: str, norms: Sequence[str], texts: Mapping[str, str]
+) -> Iterable[AttackRows]:
+    """Of the norms that the run is about, in its order."""
+    keys = store.rows("SELECT DISTINCT attack, norm, seed FROM attacks WHERE data_set = ?", name)
+    wanted = (key for key in keys if key[1] in norms)
+    for attack, norm, seed in sorted(wanted, key=lambda key: (norms.index(key[1]), key[0], key[2])):
         key = name, attack, norm, seed
         where = "data_set = ? AND attack = ? AND norm = ? AND seed = ?"
         columns = ", ".join(("distance", *_FLAGS, "forwards", "backwards"))
