@@ -160,9 +160,17 @@ def evaluate(
         raise ValueError(f"{op}: data must hold at least one set; got none")
     sources = {str(name): as_source(one) for name, one in named.items()}
     if NOISE in sources:
-        raise ValueError(f"{op}: data sets must not be called {NOISE!r}, which is the report's own; got {tuple(sources)}")
+        raise ValueError(
+            f"{op}: data sets must not be called {NOISE!r}, which is the report's own; got {tuple(sources)}"
+        )
     target = Target(
-        model, bounds, mean, std, precision=precision, fixed_batch=fixed_batch or 1, name=op  # type: ignore[arg-type]
+        model,
+        bounds,
+        mean,
+        std,
+        precision=precision,
+        fixed_batch=fixed_batch or 1,
+        name=op,  # type: ignore[arg-type]
     )
     device = target.device or torch.device("cpu")
     target.fixed_batch = fixed_batch or (256 if device.type == "cuda" else 32)
@@ -177,7 +185,9 @@ def evaluate(
         for rank, theirs in enumerate(team.gather(identity)):
             apart = fingerprint.differences(theirs, identity)
             if apart:
-                raise ValueError(f"{op}: all processes must have the same model and settings; rank {rank} differs in {'; '.join(apart)}")
+                raise ValueError(
+                    f"{op}: all processes must have the same model and settings; rank {rank} differs in {'; '.join(apart)}"
+                )
         folder = Path(team.from_leader(lambda: str(_folder(Path(out), fresh))))
         if team.leads:
             stack.enter_context(lock(folder))
@@ -196,9 +206,7 @@ def evaluate(
     return Report(summary, folder, summary["verdict"]["held"])
 
 
-def _identity(
-    target: Target, settings: Settings, limit: int | None, mean: Any, std: Any
-) -> dict[str, Any]:
+def _identity(target: Target, settings: Settings, limit: int | None, mean: Any, std: Any) -> dict[str, Any]:
     """What must be the same for a run to go on."""
     device = target.device or torch.device("cpu")
     found = {
@@ -225,7 +233,9 @@ def _folder(out: Path, fresh: bool) -> Path:
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunStoreError(f"evaluate: out must be a folder that can be made; got {place}: {error.strerror}") from None
+        raise RunStoreError(
+            f"evaluate: out must be a folder that can be made; got {place}: {error.strerror}"
+        ) from None
     return place
 
 

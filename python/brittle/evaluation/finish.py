@@ -73,8 +73,9 @@ def finish(
     if "duplicates" in settings.views:
         run = replace(run, duplicates=tuple(_duplicates(store, about, notes)))
     begun = read_run_json(store.out)["fingerprint"]
-    used, everyone = sum(one.count for one in about if one.labelled), sum(
-        len(one.source) for one in about if one.labelled
+    used, everyone = (
+        sum(one.count for one in about if one.labelled),
+        sum(len(one.source) for one in about if one.labelled),
     )
     tick("report", 1, 3)
     summary = summarise(
@@ -87,7 +88,9 @@ def finish(
     summary["findings"] += notes
     pictures: Pictures = {}
     if "robustness" in summary["views"]:
-        summary["views"]["robustness"]["examples"] = _examples(run, store, target, about[0], settings, pictures)
+        summary["views"]["robustness"]["examples"] = _examples(
+            run, store, target, about[0], settings, pictures
+        )
     by_name = {one.name: one for one in about}
     for key in _picture_keys(summary["views"]):
         if key not in pictures:
@@ -98,13 +101,13 @@ def finish(
     try:
         write_whole(store.out / "report.html", page.encode())
     except OSError as error:
-        raise RunStoreError(f"evaluate: {store.out / 'report.html'} must be writable; got {error.strerror}") from None
+        raise RunStoreError(
+            f"evaluate: {store.out / 'report.html'} must be writable; got {error.strerror}"
+        ) from None
     tick("report", 3, 3)
 
 
-def _provenance(
-    begun: Mapping[str, Any], settings: Settings, further: Mapping[str, str]
-) -> dict[str, str]:
+def _provenance(begun: Mapping[str, Any], settings: Settings, further: Mapping[str, str]) -> dict[str, str]:
     data = {name: f"{digest[:16]} (SHA-256)" for name, digest in begun.items() if name.startswith("data ")}
     return {
         "brittle": __version__,

@@ -128,7 +128,10 @@ def _first(name: str, source: Source, count: int, skip_bad: bool) -> tuple[Tenso
                     "leaves such samples out and lists them)"
                 ) from None
     if not parts:
-        raise ValueError(f"evaluate: data must hold samples that can be read; got none in {name!r}" + (f" ({bad})" if bad else ""))
+        raise ValueError(
+            f"evaluate: data must hold samples that can be read; got none in {name!r}"
+            + (f" ({bad})" if bad else "")
+        )
     xs, ys = zip(*parts, strict=True)
     return torch.cat(xs), torch.cat(ys), rows
 
@@ -151,9 +154,13 @@ def _ask(target: Target, x: Tensor, rows: Sequence[int]) -> Tensor:
         once, again = target.logits(x, ids), target.logits(x, ids)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"evaluate: the model must take samples of shape {list(x.shape[1:])}; got {reason}") from error
+        raise ValueError(
+            f"evaluate: the model must take samples of shape {list(x.shape[1:])}; got {reason}"
+        ) from error
     if not once.isfinite().all():
-        raise ValueError("evaluate: the model must give finite logits; got infinite ones for the first samples")
+        raise ValueError(
+            "evaluate: the model must give finite logits; got infinite ones for the first samples"
+        )
     apart = float((once - again).abs().max())
     allowed = 0.0 if device.type == "cpu" else _TWICE * float(once.abs().max())
     if apart > allowed:

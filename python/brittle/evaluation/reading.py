@@ -71,14 +71,21 @@ def _set(
 
 def _conditions(store: RunStore, name: str) -> Iterable[Condition]:
     keys = store.rows(
-        "SELECT DISTINCT kind, level, scale, seed FROM answers WHERE data_set = ? ORDER BY kind, level, seed", name
+        "SELECT DISTINCT kind, level, scale, seed FROM answers WHERE data_set = ? ORDER BY kind, level, seed",
+        name,
     )
     where = "FROM answers WHERE data_set = ? AND kind = ? AND level = ? AND seed = ? ORDER BY id"
     for kind, level, scale, seed in keys:
         columns = store.rows(f"SELECT prediction, confidence, log_loss {where}", name, kind, level, seed)
         predicted, confidence, loss = zip(*columns, strict=True)
         yield Condition(
-            kind, level, scale, seed, torch.tensor(predicted, dtype=torch.int64), _reals(confidence), _reals(loss)
+            kind,
+            level,
+            scale,
+            seed,
+            torch.tensor(predicted, dtype=torch.int64),
+            _reals(confidence),
+            _reals(loss),
         )
 
 

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from brittle import _checks as check
-from brittle.evaluation.stages import Attacked, Clean, Iterated, RandomSearch, Shift, SingleStep, Stage, Surroundings
+from brittle.evaluation.stages import (
+    Attacked,
+    Clean,
+    Iterated,
+    RandomSearch,
+    Shift,
+    SingleStep,
+    Stage,
+    Surroundings,
+)
 from brittle.target import PRECISIONS, Bounds
 
 VIEWS = (
@@ -77,7 +86,9 @@ class Settings:
         norms = _names("norms", norms, NORMS)
         attacks = _names("attacks", attacks, ATTACKS)
         if not norms or not attacks:
-            raise ValueError(f"{op}: norms and attacks must hold at least one name each; got {norms}, {attacks}")
+            raise ValueError(
+                f"{op}: norms and attacks must hold at least one name each; got {norms}, {attacks}"
+            )
         given = _by_norm("epsilons", epsilons, norms)
         scale = bounds[1] - bounds[0]
         radii = {n: _radii(given[n]) if n in given else tuple(scale * e for e in EPSILONS[n]) for n in norms}
@@ -175,7 +186,9 @@ def _by_norm(name: str, given: Any, norms: Sequence[str]) -> dict[str, Any]:
         return {}
     if not isinstance(given, Mapping):
         if "linf" not in norms and len(norms) > 1:
-            raise ValueError(f"evaluate: {name} must be given by norm for the norms {tuple(norms)}; got {given}")
+            raise ValueError(
+                f"evaluate: {name} must be given by norm for the norms {tuple(norms)}; got {given}"
+            )
         return {"linf" if "linf" in norms else norms[0]: given}
     for norm in given:
         check.check_choice("evaluate", f"{name}' norms", norm, tuple(norms))
@@ -185,7 +198,9 @@ def _by_norm(name: str, given: Any, norms: Sequence[str]) -> dict[str, Any]:
 def _radii(given: Sequence[float]) -> tuple[float, ...]:
     values = sorted({float(eps) for eps in given} - {0.0})
     if not values or not all(eps > 0 and math.isfinite(eps) for eps in values):
-        raise ValueError(f"evaluate: epsilons must hold at least one value, finite and > 0; got {list(given)}")
+        raise ValueError(
+            f"evaluate: epsilons must hold at least one value, finite and > 0; got {list(given)}"
+        )
     return tuple(values)
 
 
@@ -195,5 +210,7 @@ def _reported(norm: str, radii: tuple[float, ...], wished: float | None, scale: 
         return min(radii, key=lambda eps: abs(math.log(eps / usual)))
     found = [eps for eps in radii if math.isclose(eps, wished, rel_tol=1e-6)]
     if not found:
-        raise ValueError(f"evaluate: reported must be one of the epsilons {list(radii)} in {norm}; got {wished}")
+        raise ValueError(
+            f"evaluate: reported must be one of the epsilons {list(radii)} in {norm}; got {wished}"
+        )
     return found[0]

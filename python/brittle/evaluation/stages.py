@@ -398,7 +398,10 @@ class _Search:
     def of(cls, rule: StepRule, x: Tensor, y: Tensor, ids: Tensor, wrong: Tensor) -> _Search:
         column = torch.zeros(len(x), 1, dtype=torch.float64, device=x.device)
         rows = Rows.fresh(
-            Chunk(x, y, ids, torch.arange(len(x), device=x.device), column, column), y.new_zeros(len(y), 0), 1, False
+            Chunk(x, y, ids, torch.arange(len(x), device=x.device), column, column),
+            y.new_zeros(len(y), 0),
+            1,
+            False,
         )
         return cls(rule, rows, wrong, x.clone(), torch.zeros_like(wrong), y.clone(), torch.zeros_like(ids))
 
@@ -412,7 +415,9 @@ class _Search:
         logits = target.logits(rows.adv, rows.ids)
         predicted = logits.argmax(1)
         success = ~self.wrong & (predicted != rows.label)
-        self._keep(torch.arange(len(rows), device=rows.ids.device)[success & ~self.found], predicted, rows.adv)
+        self._keep(
+            torch.arange(len(rows), device=rows.ids.device)[success & ~self.found], predicted, rows.adv
+        )
         self.fooled.append(success | self.wrong)
         return logits
 
@@ -553,14 +558,19 @@ class Surroundings(Stage):
         with Writer(work, self.name) as out:
             for x, y, ids in work.batches():
                 target.expect_labels(y)
-                g = target.evaluate(x, lambda logits, y=y: attack_loss("ce", logits, y), own=True).gradient.sign()
+                g = target.evaluate(
+                    x, lambda logits, y=y: attack_loss("ce", logits, y), own=True
+                ).gradient.sign()
                 r = gaussian(torch.zeros_like(x), 1.0, self.seed, ids, _LANDSCAPE_DRAW, bounds=None).sign()
                 losses = torch.empty(len(x), len(alphas), len(alphas))
                 for a, along in enumerate(alphas):
                     for b, across in enumerate(alphas):
                         point = (x + along * g + across * r).clamp(lo, hi)
                         losses[:, a, b] = answers(target.logits(point, ids), y).log_loss.float()
-                blobs = [(work.data_set, i, grid.numpy().tobytes()) for i, grid in zip(ids.tolist(), losses, strict=True)]
+                blobs = [
+                    (work.data_set, i, grid.numpy().tobytes())
+                    for i, grid in zip(ids.tolist(), losses, strict=True)
+                ]
                 out.add(ids.tolist(), {"landscapes": blobs})
 
 
@@ -584,7 +594,9 @@ def answer_rows(
 def _refuse_infinite(logits: Tensor, ids: Tensor) -> None:
     lost = ~logits.isfinite().all(1)
     if lost.any():
-        raise ValueError(f"evaluate: the model must give finite logits; got infinity for sample {ids[lost][0]}")
+        raise ValueError(
+            f"evaluate: the model must give finite logits; got infinity for sample {ids[lost][0]}"
+        )
 
 
 def _compact(features: Tensor) -> Tensor:

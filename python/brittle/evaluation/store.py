@@ -155,7 +155,9 @@ class RunStore:
     def skip(self, data_set: str, sample: int, name: str, reason: str) -> None:
         """A sample that cannot be read; no stage will ask for it again."""
         with self.writing():
-            self._db.execute("INSERT OR IGNORE INTO skipped VALUES (?, ?, ?, ?)", (data_set, sample, name, reason))
+            self._db.execute(
+                "INSERT OR IGNORE INTO skipped VALUES (?, ?, ?, ?)", (data_set, sample, name, reason)
+            )
 
     def save_points(self, stem: str, ids: Tensor, points: Tensor) -> str:
         """Write adversarial points to a file of their own, whole and on disk; returns its name.
@@ -183,6 +185,10 @@ class RunStore:
             for path in folder.glob("*") if folder.exists() else ():
                 if path.name not in named:
                     path.unlink()
+            for path in self.out.glob(".*.json.*"):
+                path.unlink()
+            for path in self.out.glob(".report.html.*"):
+                path.unlink()
 
     # ---- reading ----
 

@@ -117,12 +117,15 @@ def verify(
     name = begun["sets"][0]["name"]
     source = as_source(data[name] if isinstance(data, dict) else data)
     lo, hi = known["bounds"]
-    target = Target(model, (lo, hi), known["mean"], known["std"], fixed_batch=known["fixed batch"], name="verify")
+    target = Target(
+        model, (lo, hi), known["mean"], known["std"], fixed_batch=known["fixed batch"], name="verify"
+    )
     store = RunStore(folder)
     try:
         with target:
             attacks = store.rows(
-                "SELECT attack, norm, seed, count(*) FROM points WHERE data_set = ? GROUP BY attack, norm, seed", name
+                "SELECT attack, norm, seed, count(*) FROM points WHERE data_set = ? GROUP BY attack, norm, seed",
+                name,
             )
             found = [_one(store, target, source, name, *row, progress) for row in attacks]
     finally:
