@@ -14,7 +14,7 @@ from brittle.cli import app
 from brittle.evaluation import Curve
 from typer.testing import CliRunner, Result
 
-EXTRAS = ("jinja2", "matplotlib", "rich", "sklearn", "typer")
+EXTRAS = ("PIL", "jinja2", "matplotlib", "rich", "safetensors", "sklearn", "torchmetrics", "typer")
 
 
 def brittle_command(*arguments: str) -> Result:
@@ -169,7 +169,7 @@ def test_minimal_install_has_env_and_version() -> None:
 @pytest.mark.parametrize("blocked", [EXTRAS, ("typer",), ("rich",), ("matplotlib",), ("sklearn",)])
 def test_minimal_install_says_what_to_install(blocked: tuple[str, ...], tmp_path: Path) -> None:
     refused = command_without(blocked, "demo", "--out", str(tmp_path / "out"))
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert not refused.stdout
     assert refused.stderr.count("\n") == 1
     assert "brittle[eval]" in refused.stderr
@@ -178,6 +178,7 @@ def test_minimal_install_says_what_to_install(blocked: tuple[str, ...], tmp_path
 
 def test_a_missing_package_that_is_no_extra_is_not_hidden() -> None:
     broken = command_without(("numpy",), "env")
+    assert broken.returncode == 3
     assert "ModuleNotFoundError" in broken.stderr
     assert "brittle[eval]" not in broken.stderr
 

@@ -1,9 +1,11 @@
 """The command ``brittle``, also as ``python -m brittle``."""
 
 import sys
+import traceback
 
 # What the extra `brittle[eval]` brings.
-_EXTRAS = {"jinja2", "matplotlib", "rich", "sklearn", "typer"}
+_EXTRAS = {"PIL", "jinja2", "matplotlib", "rich", "safetensors", "sklearn", "torchmetrics", "typer"}
+_BAD_INPUT, _FAILED = 2, 3
 
 
 def main() -> None:
@@ -14,8 +16,12 @@ def main() -> None:
         app()
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRAS:
-            raise
+            traceback.print_exc()
+            sys.exit(_FAILED)
         _minimal(sys.argv[1:], error.name)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(_FAILED)
 
 
 def _minimal(arguments: list[str], missing: str | None) -> None:
@@ -28,7 +34,8 @@ def _minimal(arguments: list[str], missing: str | None) -> None:
 
         print(environment.as_json() if arguments[1:] else environment.as_text())
     else:
-        sys.exit(f"brittle: this command needs {missing}; install `brittle[eval]`.")
+        print(f"brittle: this command needs {missing}; install `brittle[eval]`.", file=sys.stderr)
+        sys.exit(_BAD_INPUT)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: progress goes to stderr, results to stdout."""
+"""``brittle demo``."""
 
 from __future__ import annotations
 
@@ -8,34 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brittle import __version__
+from brittle.cli.exits import exit_codes
+from brittle.cli.progress import progress_on_stderr
 
-# Everything heavy is imported by the command that needs it, so that --help answers at once.
 if TYPE_CHECKING:
     from brittle.demo import Result
-
-app = typer.Typer(
-    name="brittle",
-    help="Finds where a neural network breaks.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"brittle {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
 
 
 def _check_epsilons(values: list[float] | None) -> list[float] | None:
@@ -47,7 +24,6 @@ def _check_epsilons(values: list[float] | None) -> list[float] | None:
     return values
 
 
-@app.command()
 def demo(
     out: Annotated[
         Path, typer.Option(help="Folder for report.html; made if absent.", file_okay=False, writable=True)
@@ -64,27 +40,18 @@ def demo(
     ] = None,
 ) -> None:
     """Train a network on handwritten digits, break it with FGSM and PGD, and write a report."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+    with exit_codes("demo"):
+        from brittle import demo as demonstration
 
-    from brittle import demo as demonstration
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise typer.BadParameter(f"cannot write to {out}: {error.strerror}", param_hint="'--out'") from None
-
-    columns = TextColumn("{task.description:14}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def advance(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
-        result = demonstration.run(out, seed, eps or demonstration.EPSILONS, advance)
-    _print_result(result)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise typer.BadParameter(
+                f"cannot write to {out}: {error.strerror}", param_hint="'--out'"
+            ) from None
+        with progress_on_stderr() as progress:
+            result = demonstration.run(out, seed, eps or demonstration.EPSILONS, progress)
+        _print_result(result)
 
 
 def _print_result(result: Result) -> None:
@@ -104,13 +71,3 @@ def _print_result(result: Result) -> None:
     console.print(table)
     # Not through Rich, which would wrap a long path and read its brackets as markup.
     typer.echo(f"report: {result.report}")
-
-
-@app.command()
-def env(
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
-) -> None:
-    """Print what a bug report needs: versions, devices, and how brittle was built."""
-    from brittle import environment
-
-    typer.echo(environment.as_json() if json else environment.as_text())
