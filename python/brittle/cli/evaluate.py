@@ -11,7 +11,7 @@ import typer
 from brittle.cli import options as shared
 from brittle.cli import values
 from brittle.cli.config import options_from_file
-from brittle.cli.exits import MISSED, exit_codes, rank
+from brittle.cli.exits import MISSED, exit_codes, need, rank
 from brittle.cli.inputs import Inputs
 from brittle.cli.progress import progress_on_stderr
 
@@ -126,6 +126,7 @@ def evaluate(
     """
     op = "evaluate"
     with exit_codes(op, resumes=True):
+        need("PIL", "jinja2", "matplotlib", "safetensors", "sklearn", "torchmetrics")
         inputs = Inputs.of(op, model, weights, data, groups, size)
         chosen = values.words(norms)
         settings: dict[str, Any] = {

@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,13 @@ def exit_codes(command: str, *, resumes: bool = False) -> Iterator[None]:
             f"{traceback.format_exc()}\n{command}: an internal error{goes_on}. Unless it comes from your own "
             "code, please report it as a bug, with the lines above and the output of `python -m brittle env`",
         )
+
+
+def need(*packages: str) -> None:
+    """Raise ModuleNotFoundError for a package that is missing now, not when the work is done."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 def _end(code: int, text: str) -> None:
