@@ -24,11 +24,10 @@ def compare(
     op = "compare"
     with exit_codes(op):
         from brittle.evaluation import compare as numbers_of
-        from brittle.evaluation import load_report
         from brittle.report import compare_page
 
         found = numbers_of(run_a, run_b)
-        page = compare_page(load_report(run_a), load_report(run_b))
+        page = compare_page(found.a, found.b)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(page, encoding="utf-8")
