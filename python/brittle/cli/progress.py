@@ -39,7 +39,11 @@ class _Lines:
         if done < total and now - self._last < _SECONDS_BETWEEN_LINES:
             return
         self._last = now
-        typer.echo(f"{now - self._begun:6.0f} s  {stage}: {done}/{total}", err=True)
+        typer.echo(_line(now - self._begun, stage, done, total), err=True)
+
+
+def _line(seconds: float, stage: str, done: int, total: int) -> str:
+    return f"{seconds:6.0f} s  {stage}: {done}/{total}"
 
 
 @contextmanager
@@ -59,11 +63,17 @@ def _bars() -> Iterator[Progress]:
     columns = TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
+        begun: dict[str, float] = {}
 
         def advance(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                # What is finished stays above as it is; no more than the current bar is drawn anew.
+            if stage not in begun:
+                begun[stage] = time.monotonic()
                 tasks[stage] = bars.add_task(escape(stage), total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+            if stage in tasks:
+                bars.update(tasks[stage], completed=done, total=total)
+            # What is finished becomes a line above: more bars than a terminal has lines hide the last ones.
+            if stage in tasks and done >= total:
+                bars.remove_task(tasks.pop(stage))
+                bars.console.print(_line(time.monotonic() - begun[stage], stage, done, total), markup=False)
 
         yield advance
