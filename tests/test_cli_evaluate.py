@@ -446,7 +446,7 @@ def test_compare(here: Path) -> None:
     assert outcome.exit_code == 0, outcome.stderr
     assert any(line.startswith("accuracy, data") for line in outcome.stdout.splitlines())
     assert outcome.stdout.splitlines()[-1] == "page: pages/both.html"
-    assert Path("pages", "both.html").read_text().startswith("<!doctype html>")
+    assert Path("pages", "both.html").read_text().startswith("<!DOCTYPE html>")
     rows = json.loads(command("compare", "run20", "run40", "--json").stdout)["rows"]
     assert {"measure": "accuracy, data", "a": 1.0, "b": 1.0}.items() <= rows[0].items()
     assert command("compare", "run20", "run40", "--out", "/proc/x.html").exit_code == 2
@@ -474,6 +474,14 @@ def test_reference_and_drift(here: Path) -> None:
     wrong = command("drift", "r/ref", "--model", "net.py:two_classes", "--data", "alike.npz")
     assert wrong.exit_code == 2
     assert "other weights or layers" in wrong.stderr
+    Path("images", "a", "bad.png").write_text("no image")
+    torn = command("drift", "r/ref", "--model", "net.py:build", "--data", "images")
+    assert torn.exit_code == 2
+    assert "drift: a/bad.png: is not an image" in torn.stderr
+    mended = command("drift", "r/ref", "--model", "net.py:build", "--data", "images", "--skip-bad", "--json")
+    assert mended.exit_code in (0, 1), mended.stderr
+    assert json.loads(mended.stdout)["whole"]["samples"] == 40
+    assert "left out: a/bad.png" in mended.stderr
 
 
 OTHER_NAMES = {"norms": "norm"}

@@ -1,5 +1,6 @@
 """Data sets as evaluations read them: the right pixels in the right rows, and one sentence for a mistake."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -111,6 +112,21 @@ class TestFolder:
             (root / "a" / f"{number}.png").write_text("")
         with pytest.raises(BadSample, match=r"a/5\.png"):
             open_source(str(root)).load([0, 5, 1, 2])
+
+    def test_names_that_are_no_text(self, tmp_path: Path) -> None:
+        root = folder(tmp_path, a=[grey(0)])
+        os.rename(bytes(root / "a" / "0.png"), bytes(root) + b"/a/\xff.png")
+        source = open_source(str(root))
+        assert source.name_of(0) == "a/\ufffd.png"
+        assert source.load([0])[0].shape == (1, 1, 4, 5)
+        assert len(source.digest()) == 64
+
+    def test_splits_are_no_classes(self, tmp_path: Path) -> None:
+        for split in ("train", "Test"):
+            folder(tmp_path / split, a=[grey(0)])
+        with pytest.raises(ValueError, match=r"one folder of images for each class; got splits: Test, train"):
+            open_source(str(tmp_path))
+        assert open_source(str(tmp_path / "train")).classes == ("a",)
 
     def test_mistakes(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="one folder of images for each class; got no folder"):

@@ -10,7 +10,19 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     import brittle.attacks as attacks
-    from brittle import diagnosis, evaluation, losses, noise, numpy, ops, reference, report, similarity
+    from brittle import (
+        diagnosis,
+        evaluation,
+        loading,
+        losses,
+        noise,
+        numpy,
+        ops,
+        reference,
+        report,
+        similarity,
+        sources,
+    )
     from brittle.attacks.bim import bim
     from brittle.attacks.fgsm import fgsm
     from brittle.attacks.mifgsm import mifgsm
@@ -31,6 +43,7 @@ __all__ = [
     "diagnosis",
     "evaluation",
     "fgsm",
+    "loading",
     "losses",
     "mifgsm",
     "noise",
@@ -41,6 +54,7 @@ __all__ = [
     "report",
     "rfgsm",
     "similarity",
+    "sources",
 ]
 
 _HOME = {

@@ -27,7 +27,7 @@ def compare(
         from brittle.report import compare_page
 
         found = numbers_of(run_a, run_b)
-        page = compare_page(found.a, found.b)
+        page = compare_page(found.a, found.b, found.summary)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(page, encoding="utf-8")

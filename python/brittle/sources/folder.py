@@ -17,6 +17,7 @@ from brittle.sources.base import BadSample, Source
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 _NOT_SAMPLES = {"Thumbs.db", "desktop.ini"}
 _GREY = {"1", "L", "LA", "La", "I", "F"}
 _CHUNK = 1 << 20  # bytes hashed at a time
@@ -66,8 +67,8 @@ class ImageFolder(Source):
         return len(self._paths)
 
     def name_of(self, row: int) -> str:
-        """The path below the folder."""
-        return self._paths[row]
+        """The path below the folder; what is no UTF-8 in it is replaced."""
+        return os.fsencode(self._paths[row]).decode(errors="replace")
 
     def labels(self) -> Tensor:
         """See :meth:`Source.labels`."""
@@ -139,6 +140,9 @@ def _class_folders(op: str, folder: Path) -> list[Path]:
     found = sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=_name)
     if not found:
         raise ValueError(f"{op}: {folder} must hold one folder of images for each class; got no folder in it")
+    if all(path.name.lower() in _SPLITS for path in found):
+        names = ", ".join(path.name for path in found)
+        raise ValueError(f"{op}: {folder} must hold one folder of images for each class; got splits: {names}")
     return found
 
 
