@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+from brittle.evaluation.curve import NORM_NAMES
+
 OP = "evaluate"
 AT_LEAST = ("accuracy", "f1", "robust", "worst_group", "auroc")
 AT_MOST = ("ece", "log_loss")
 MEASURES = AT_LEAST + AT_MOST
-NORMS = ("linf", "l2", "l1")
 # The view whose numbers a measure is read from.
 VIEW_OF = {
     "accuracy": "classification",
@@ -84,8 +85,8 @@ def parse_requirement(text: str) -> Requirement:
     epsilon = _fraction(epsilon_text)
     if epsilon is None or epsilon <= 0:
         raise _error("robust=VALUE@EPSILON with a radius > 0, such as robust=0.5@8/255", text)
-    if colon and norm not in NORMS:
-        raise _error(f"robust=VALUE@EPSILON:NORM with a norm of {', '.join(NORMS)}", text)
+    if colon and norm not in NORM_NAMES:
+        raise _error(f"robust=VALUE@EPSILON:NORM with a norm of {', '.join(NORM_NAMES)}", text)
     return Requirement(text.strip(), measure, value, epsilon, norm or None)
 
 
@@ -124,8 +125,8 @@ def check_requirements(
 
 
 def radius_among(epsilon: float, known: Sequence[float]) -> int | None:
-    """The index of a radius among others, up to the digits in which a person writes 8/255."""
-    close = [k for k, eps in enumerate(known) if abs(eps - epsilon) <= 1e-4 * epsilon]
+    """The index of a radius among others, up to the three digits in which reports print it."""
+    close = [k for k, eps in enumerate(known) if abs(eps - epsilon) <= 5e-3 * epsilon]
     return min(close, key=lambda k: abs(known[k] - epsilon)) if close else None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from brittle.evaluation.curve import NORM_NAMES
 from brittle.evaluation.requirements import (
     Requirement,
     check_requirements,
@@ -15,8 +16,7 @@ from brittle.evaluation.requirements import (
 
 __all__ = ["Judged", "Requirement", "Verdict", "check_requirements", "judge", "parse_requirement"]
 
-BROKEN = 0.5  # of the clean accuracy: less than half of it, surely, is left
-NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+BROKEN = 0.5  # of the clean accuracy: an attack that surely takes more than half of it breaks the model
 ATTACKS = {
     "fgsm": "a single step",
     "pgd": "PGD",
@@ -145,15 +145,20 @@ def _headline(views: Mapping[str, Any]) -> str:
         for at, bounds in enumerate(one["interval"]):
             if at and bounds[1] < limit:
                 return f"Breaks at epsilon {_left(one, at, samples)}"
-    if not robustness["norms"] or not robustness["clean_accuracy"]:
+    if not robustness["clean_accuracy"]:
         return f"Nothing to attack: right on none of {samples} samples"
-    last = robustness["norms"][0]
-    return f"Keeps half of its accuracy up to epsilon {_left(last, len(last['epsilons']) - 1, samples)}"
+    for one in robustness["norms"]:
+        if one["interval"][-1][0] < limit:
+            return f"Too few samples to tell: at epsilon {_left(one, -1, samples)}"
+    masked = any(one["masking"]["signs"] for one in robustness["norms"])
+    doubt = ", but there are signs of gradient masking" if masked else ""
+    left = _left(robustness["norms"][0], -1, samples)
+    return f"Keeps more than half of its accuracy up to epsilon {left}{doubt}"
 
 
 def _left(one: Mapping[str, Any], at: int, samples: int) -> str:
     """``"0.0314 (Linf): PGD leaves 12.4 % of 500 samples right (95 % interval 9.8-15.6 %)"``."""
-    left, norm = one["robust_accuracy"][at], NORMS.get(one["norm"], one["norm"])
+    left, norm = one["robust_accuracy"][at], NORM_NAMES.get(one["norm"], one["norm"])
     alone = [
         curve["attack"]
         for curve in one["curves"]
@@ -194,7 +199,7 @@ def _sentences(views: Mapping[str, Any]) -> list[str]:
         found.append(f"{clean}.")
     for one in robustness["norms"] if robustness else ():
         half = (one["minimal_epsilon"] or {}).get("median")
-        norm = NORMS.get(one["norm"], one["norm"])
+        norm = NORM_NAMES.get(one["norm"], one["norm"])
         if half is not None:
             found.append(f"Half of the samples are wrong within epsilon {half:.3g} ({norm}).")
         if one["masking"]["signs"]:

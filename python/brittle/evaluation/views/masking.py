@@ -18,6 +18,7 @@ SURVIVES = 0.05
 FLAT = 0.01  # of the accuracy, while the radius doubles
 FELL = 0.05
 FEWEST = 50  # attacked samples before the shape of a curve is read
+FEWEST_LEFT = 20  # of which so many are still right: that none of a few falls is no wonder
 
 
 def fooled_by_then(rows: AttackRows) -> Tensor:
@@ -114,7 +115,8 @@ def _signs(
             f"At radius {epsilons[-1]:.3g}, where every input can be made the same, {100 * robust[-1]:.1f} % "
             "are still right."
         )
-    flat = _flat(epsilons, robust, clean) if gradient else None
+    left = count * robust[-1] / clean
+    flat = _flat(epsilons, robust, clean) if gradient and left >= FEWEST_LEFT else None
     if flat is not None:
         signs.append(
             f"The accuracy stops falling: {100 * flat[2]:.1f} % at radius {flat[0]:.3g} and still "

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from brittle.evaluation.curve import NORM_NAMES
 from brittle.evaluation.rows import AttackRows, RunRows
+from brittle.evaluation.verdict import BROKEN
 from brittle.evaluation.views.common import (
     Finding,
     attacked,
@@ -23,9 +25,7 @@ from brittle.evaluation.views.masking import masking
 
 CURVE_POINTS = 200
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
-BROKEN = 0.5  # of the clean accuracy: an attack that takes more than half of it breaks the model
-DESTROYED = 0.1
-NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+DESTROYED = 0.1  # of the clean accuracy: what is left is of no use
 
 
 def numbers(run: RunRows) -> dict[str, Any] | None:
@@ -144,7 +144,7 @@ def findings(numbers: dict[str, Any]) -> list[Finding]:
     found = []
     clean = numbers["clean_accuracy"]
     for one in numbers["norms"]:
-        name, at = NORMS.get(one["norm"], one["norm"]), one["epsilons"].index(one["reported"])
+        name, at = NORM_NAMES.get(one["norm"], one["norm"]), one["epsilons"].index(one["reported"])
         left, bounds = one["robust_accuracy"][at], one["interval"][at]
         if clean and bounds[1] < BROKEN * clean:
             found.append(
