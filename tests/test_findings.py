@@ -122,8 +122,11 @@ class TestMasking:
         (sign,) = self.signs(rows, blind)
         attacked = int(rows.answers.correct.sum())
         assert f"of {attacked} of {attacked} samples was {words}" in sign
-        fooled = replace(blind, distance=torch.full((300,), 0.001).double())
-        assert robustness(rows, fooled)["masking"][flag] == 0
+        # Another attack's gradient led somewhere; random search needs none.
+        other = run_rows.make_attack(rows, "minimal", distance=torch.full((300,), 0.05))
+        assert robustness(rows, blind, other)["masking"][flag] == 0
+        lucky = run_rows.make_attack(rows, "random", distance=torch.full((300,), 0.05))
+        assert robustness(rows, blind, lucky)["masking"][flag] == attacked
 
     @pytest.mark.parametrize(
         ("attack", "key", "words"),
@@ -260,10 +263,10 @@ def test_other_findings(rows: SetRows) -> None:
 
 
 def test_fair_models_are_seldom_accused() -> None:
-    """Calibrated models whose groups, classes and sets differ by chance alone: 5 % would be 10 of 200."""
+    """Calibrated models whose groups, classes and sets differ by chance alone."""
     accused = dict.fromkeys(("classification", "segments", "calibration", "sets"), 0)
     critical = 0
-    for seed in range(200):
+    for seed in range(100):
         groups = ("a", "b", "c", "d", "e", "f")
         rows = run_rows.make_set(
             samples=150, classes=4, sharpness=4.0, groups=groups, seed=seed, features=None
@@ -274,4 +277,4 @@ def test_fair_models_are_seldom_accused() -> None:
             accused[view] += bool(found)
             critical += any(severity == "critical" for severity, _ in found)
     assert critical == 0
-    assert max(accused.values()) <= 8, accused
+    assert max(accused.values()) <= 5, accused

@@ -80,6 +80,15 @@ def judge(
 
     Returns:
         The verdict.
+
+    Example:
+        >>> from brittle.evaluation.verdict import judge, parse_requirement
+        >>> one = {"set": "test", "samples": 100, "accuracy": 0.93, "interval": [0.863, 0.966]}
+        >>> verdict = judge({"classification": {"sets": [one]}}, [parse_requirement("accuracy=0.95")])
+        >>> print(verdict.text())
+        Right on 93.0 % of 100 samples as they are (95 % interval 86.3-96.6 %)
+        The model was not attacked.
+        MISSED  accuracy=0.95 (got 0.93)
     """
     judged = []
     for one in requirements:

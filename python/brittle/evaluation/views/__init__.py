@@ -76,6 +76,17 @@ def summarise(
 
     Returns:
         Values of JSON: where a number is undefined or infinite it is None.
+
+    Example:
+        >>> import torch
+        >>> from brittle.evaluation.rows import RunRows, SetRows
+        >>> from brittle.evaluation.views import summarise
+        >>> label, names = torch.tensor([0, 1, 1, 0]), ("a", "b", "c", "d")
+        >>> logits = torch.tensor([[2.0, 0], [0, 3], [1, 0], [4, 1]])
+        >>> rows = SetRows("test", torch.arange(4), label, logits, None, None, ("cat", "dog"), names)
+        >>> report = summarise(RunRows((rows,), {}))
+        >>> list(report["views"]), report["views"]["classification"]["sets"][0]["accuracy"]
+        (['classification', 'calibration', 'samples'], 0.75)
     """
     wanted = run.settings.get("views") or VIEWS
     views: dict[str, Any] = {}

@@ -49,10 +49,14 @@ def masking(
     count = int(attacked.sum())
     by_gradient = [one for one in rows if one.attack != "random"]
 
+    # A sample that was fooled all the same shows that a gradient led somewhere.
+    standing = attacked.clone()
+    for one in by_gradient:
+        standing &= ~one.distance.isfinite()
+
     def flagged(name: str) -> int:
-        # As the warning counts: a sample that was fooled all the same shows that its gradient led somewhere.
-        flags = [getattr(one, name) & ~one.distance.isfinite() for one in by_gradient]
-        return int((torch.stack(flags).any(0) & attacked).sum()) if flags else 0
+        flags = [getattr(one, name) for one in by_gradient]
+        return int((torch.stack(flags).any(0) & standing).sum()) if flags else 0
 
     result = {
         "attacked": count,
