@@ -217,6 +217,7 @@ class TestCompare:
         assert lines[:2] == ["a: a net", "b: a fixed net"]
         (line,) = [line for line in lines if line.startswith("robust accuracy, linf 0.03137")]
         a, b = changed["a"], changed["b"]
+        assert lines[-1] == "* the 95 % intervals lie apart: more than chance"
         assert line.split()[4:] == [f"{a:.4f}", f"{b:.4f}", "0.5000", "better", "*"]
 
     def test_what_stands_in_the_way(self, report: dict[str, Any]) -> None:

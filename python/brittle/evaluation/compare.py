@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
+_NOTHING = 5e-5  # what the four digits of the table do not show
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Comparison:
             word = row["change"] if row["change"] in ("better", "worse") else ""
             star = " *" if row["sure"] else ""
             lines.append(f"{row['measure']:<{width}} {a:>9} {b:>9} {difference:>9}  {word}{star}".rstrip())
+        if any(row["sure"] for row in rows):
+            lines.append("* the 95 % intervals lie apart: more than chance")
         return "\n".join(lines)
 
 
@@ -171,7 +174,7 @@ def _row(name: str, a: Measure | None, b: Measure | None) -> dict[str, Any]:
     difference = None if left is None or right is None else right - left
     change = None
     if difference is not None and known.higher is not None:
-        change = "same" if not difference else "better" if (difference > 0) == known.higher else "worse"
+        change = "same" if abs(difference) < _NOTHING else "better" if (difference > 0) == known.higher else "worse"
     sure = False
     if a is not None and b is not None and a.interval and b.interval:
         sure = a.interval[1] < b.interval[0] or b.interval[1] < a.interval[0]
