@@ -1,5 +1,6 @@
 """Reports: one self-contained HTML page each, that opens offline and loads nothing."""
 
+from brittle.report.compare import compare_page
 from brittle.report.evaluation import evaluation_page
 from brittle.report.page import (
     Answer,
@@ -18,6 +19,7 @@ __all__ = [
     "Example",
     "ExampleGroup",
     "KeyFigure",
+    "compare_page",
     "curve_figure",
     "evaluation_page",
     "grey_image",

@@ -54,7 +54,7 @@ def evaluation_page(summary: Json, pictures: Mapping[str, Pixels]) -> str:
         sections=sections,
         sets=_set_table(summary["sets"]),
         skipped=_skipped_table(summary["sets"]),
-        settings=_settings(summary["settings"]),
+        settings=settings_of(summary["settings"]),
         provenance=summary["provenance"],
     )
 
@@ -143,7 +143,8 @@ def _skipped_table(sets: Sequence[Json]) -> Table | None:
     return Table(("set", "sample", "reason"), rows, words=frozenset({1, 2}), shown=10) if rows else None
 
 
-def _settings(settings: Json) -> dict[str, str]:
+def settings_of(settings: Json) -> dict[str, str]:
+    """What was asked of a run, as text by name."""
     return {name: _plain(settings[key]) for key, name in _SETTINGS.items() if key in settings}
 
 
