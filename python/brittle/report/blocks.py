@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 from markupsafe import Markup
@@ -103,6 +103,13 @@ class Tiles:
     title: str = ""
     note: str = ""
     wide: bool = False
+
+
+def tiles_or_table(tiles: Tiles) -> Part:
+    """The tiles; where none of them has a picture, the table that says the same."""
+    if any(shot.source for tile in tiles.tiles for shot in tile.shots):
+        return tiles
+    return replace(tiles.numbers, caption=tiles.title or tiles.numbers.caption, shown=12)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,12 @@ from typing import Any
 from brittle.report.blocks import Panel, Panels, Part, Section, Table
 from brittle.report.evaluation import settings_of
 from brittle.report.figures.curves import overlaid_curves
-from brittle.report.measures import Measure, change, measures
 from brittle.report.render import render
 from brittle.report.sections.calibration import diagram
-from brittle.report.text import DASH, epsilon, norm_name, percent
+from brittle.report.text import DASH, epsilon, missing, norm_name, number, percent
 
 Json = Mapping[str, Any]
-_CONDITIONS = 4
+_CONDITIONS, _NUMBERS = 4, 16
 
 
 @dataclass(frozen=True)
@@ -27,23 +26,26 @@ class FindingGroup:
     findings: Sequence[Json]
 
 
-def compare_page(a: Json, b: Json) -> str:
+def compare_page(a: Json, b: Json, comparison: Json) -> str:
     """Two reports side by side: verdicts, key numbers with their differences, curves, findings.
 
     Args:
         a: what ``report.json`` of the first run holds ("before").
         b: of the second ("after"). Differences are b less a.
+        comparison: their numbers as :func:`brittle.evaluation.compare` aligns them: its ``"rows"``, and
+            its ``"notes"`` on what stands between the numbers and a fair comparison.
 
     Returns:
         HTML, complete in itself; the same arguments give the same bytes.
     """
     differing = _differing_settings(a, b)
-    sections = [_numbers(a, b), _curves(a, b), _diagrams(a, b)]
+    sections = [_numbers(comparison["rows"]), _curves(a, b), _diagrams(a, b)]
     return render(
         "compare.html.jinja",
         title=f"{a['title']} and {b['title']}",
         runs=[("A", a), ("B", b)],
         sections=[each for each in sections if each is not None],
+        notes=comparison["notes"],
         groups=finding_groups(a["findings"], b["findings"]),
         differing=Table(("setting", "A", "B"), differing, words=frozenset({1, 2})) if differing else None,
     )
@@ -59,16 +61,37 @@ def finding_groups(before: Sequence[Json], after: Sequence[Json]) -> list[Findin
     ]
 
 
-def _numbers(a: Json, b: Json) -> Section:
-    before, after = measures(a), measures(b)
-    nothing = {name: Measure(None, each.show) for name, each in (before | after).items()}
-    rows = []
-    for name, empty in nothing.items():
-        one, other = before.get(name, empty), after.get(name, empty)
-        rows.append((name, one.show(one.value), other.show(other.value), *change(one, other)))
-    worse = frozenset(k for k, row in enumerate(rows) if row[-1].startswith("worse"))
-    table = Table(("measure", "A", "B", "B less A", "in words"), rows, words=frozenset({4}), marked=worse)
-    lead = "Whatever got worse is in bold. Where 95 % intervals overlap, chance may have made the difference."
+def difference(value: float | None) -> str:
+    """A difference with an arrow and a sign.
+
+    Example:
+        >>> difference(0.0213), difference(0.0), difference(None)
+        ('↑ +0.021', '0', '—')
+    """
+    if value is None or missing(value) or value == 0:
+        return number(value)
+    return f"↑ +{number(value)}" if value > 0 else f"↓ {number(value)}"
+
+
+def _numbers(rows: Sequence[Json]) -> Section:
+    shown = [
+        (
+            row["measure"],
+            number(row["a"]),
+            number(row["b"]),
+            difference(row["difference"]),
+            row["change"] or DASH,
+            "apart" if row["sure"] else "",
+        )
+        for row in rows
+    ]
+    worse = frozenset(k for k, row in enumerate(rows) if row["change"] == "worse")
+    columns = ("measure", "A", "B", "B less A", "B is", "95 % intervals")
+    table = Table(columns, shown, words=frozenset({4, 5}), marked=worse, shown=_NUMBERS)
+    lead = (
+        "Whatever got worse is in bold. Where 95 % intervals are apart, chance hardly makes the difference; "
+        "elsewhere it may."
+    )
     return Section("numbers", "Key numbers", lead, [table])
 
 

@@ -83,11 +83,14 @@ def key_figures(summary: Json) -> list[Card]:
         cards += [
             Card(percent(condition.get("ece")), "calibration error", "ECE, clean") for condition in clean
         ]
-    against = [(a, s) for a in views.get("ood", {}).get("against", []) for s in a["scores"]]
-    known = [(s["auroc"], s["score"], a["set"]) for a, s in against if s.get("auroc") is not None]
-    if known:
-        auroc, score, other = max(known)
-        cards.append(Card(percent(auroc), "best AUROC", f"{score} against {other}"))
+    best = [
+        max((s["auroc"], s["score"], each["set"]) for s in each["scores"] if s.get("auroc") is not None)
+        for each in views.get("ood", {}).get("against", [])
+        if any(s.get("auroc") is not None for s in each["scores"])
+    ]
+    if best:
+        auroc, score, other = min(best)
+        cards.append(Card(percent(auroc), "AUROC", f"best score ({score}) on the hardest set ({other})"))
     return cards
 
 

@@ -64,14 +64,14 @@ def landscape_map(figure: Figure, landscape: Json) -> str:
     strengths = np.linspace(0.04, 0.86, len(levels) - 1)
     shades = [(*to_rgb(ORANGE), strength) for strength in strengths.tolist()]
     filled = axes.contourf(alphas, alphas, mean, levels=levels, colors=shades)
-    axes.contour(alphas, alphas, mean, levels=levels, colors=[INK], linewidths=0.5, alpha=0.55)
+    lines: Any = {"colors": [INK], "linewidths": 0.5, "linestyles": "solid", "alpha": 0.55}
+    axes.contour(alphas, alphas, mean, levels=levels, **lines)
     axes.plot([0], [0], marker="o", color=INK, linestyle="")
     axes.annotate("sample", (0, 0), xytext=(5, 4), textcoords="offset points")
     axes.set(xlabel="along the gradient", title="along a random direction")
     axes.grid(False)
-    bar = figure.colorbar(
-        filled, ax=axes, pad=0.02, aspect=24, ticks=levels[:: -(-len(levels) // 7)], format="%g"
-    )
+    ticks = levels[:: -(-len(levels) // 7)]
+    bar = figure.colorbar(filled, ax=axes, pad=0.02, aspect=24, ticks=ticks)
     bar.outline.set_visible(False)
     bar.ax.set_title("loss", color=SOFT)
     return "Contours of the mean loss around the samples"

@@ -16,13 +16,21 @@ _SHOWN = 6
 
 def section(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Section:
     """Reliability diagrams of every set: clean, under noise, under attack."""
+    sets = numbers["sets"]
+    several = len(sets) > 1
     parts: list[Part] = []
-    several = len(numbers["sets"]) > 1
-    for each in numbers["sets"]:
-        heading = each["set"] if several else ""
-        panels = [diagram(condition) for condition in each["conditions"]]
-        measures = _measures(each["conditions"], "Calibration by condition")
-        parts.append(Panels(panels[:_SHOWN], heading, True, measures, panels[_SHOWN:]))
+    for each in sets:
+        if len(each["conditions"]) > 1:
+            panels = [diagram(condition) for condition in each["conditions"]]
+            heading = each["set"] if several else ""
+            parts.append(Panels(panels[:_SHOWN], heading, small=True, more=panels[_SHOWN:]))
+    single = [
+        diagram(c, each["set"]) for each in sets if len(each["conditions"]) == 1 for c in each["conditions"]
+    ]
+    if single:
+        heading = "Other data sets, clean" if parts else ""
+        parts.append(Panels(single[:_SHOWN], heading, small=True, more=single[_SHOWN:]))
+    parts.append(_measures(sets))
     lead = (
         "Of the samples that the model is 80 % sure of, 80 % should be right. Bars below the diagonal mean "
         "a model that is surer than it should be. ECE is the mean gap over all samples, MCE the largest."
@@ -46,16 +54,17 @@ def diagram(condition: Json, name: str | None = None) -> Panel:
     return Panel(name or condition["name"], reliability_diagram(condition), table, note)
 
 
-def _measures(conditions: Sequence[Json], caption: str) -> Table:
+def _measures(sets: Sequence[Json]) -> Table:
     shares = ("accuracy", "confidence", "ece", "mce", "over_confidence")
     rows = [
         (
-            condition["name"],
+            f"{each['set']}, {condition['name']}" if len(sets) > 1 else condition["name"],
             count(condition["samples"]),
             *(percent(condition.get(key)) for key in shares),
             number(condition.get("brier")),
         )
-        for condition in conditions
+        for each in sets
+        for condition in each["conditions"]
     ]
     columns = (
         "condition",
@@ -67,4 +76,4 @@ def _measures(conditions: Sequence[Json], caption: str) -> Table:
         "over-confidence",
         "Brier score",
     )
-    return Table(columns, rows, caption, shown=12)
+    return Table(columns, rows, "Calibration by condition", shown=12)

@@ -8,7 +8,7 @@ from typing import Any
 from brittle.report.blocks import Panel, Panels, Part, Section, Table
 from brittle.report.figures.bars import histograms
 from brittle.report.pictures import Pixels
-from brittle.report.text import number, percent
+from brittle.report.text import interval, number, percent
 
 Json = Mapping[str, Any]
 
@@ -46,7 +46,13 @@ def _panel(score: Json, inside: str, outside: str) -> Panel:
 
 def _measures(against: Json) -> Table:
     rows = [
-        (score["score"], *(percent(score.get(key)) for key in ("auroc", "aupr", "fpr95")))
+        (
+            score["score"],
+            percent(score.get("auroc")),
+            interval(score.get("interval")),
+            percent(score.get("aupr")),
+            percent(score.get("fpr95")),
+        )
         for score in against["scores"]
     ]
-    return Table(("score", "AUROC", "AUPR", "FPR95"), rows, "How well each score separates")
+    return Table(("score", "AUROC", "95 % interval", "AUPR", "FPR95"), rows, "How well each score separates")

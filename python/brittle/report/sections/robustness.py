@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from brittle.report.blocks import Answer, Notice, Panel, Panels, Part, Row, Section, Shot, Table, Tile, Tiles
+from brittle.report.blocks import (
+    Answer,
+    Notice,
+    Panel,
+    Panels,
+    Part,
+    Row,
+    Section,
+    Shot,
+    Table,
+    Tile,
+    Tiles,
+    tiles_or_table,
+)
 from brittle.report.figures.curves import minimal_epsilon_curve, robustness_curves
 from brittle.report.pictures import Pixels, change_photograph, photograph
 from brittle.report.text import count, epsilon, interval, norm_name, number, percent
@@ -37,7 +50,7 @@ def section(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Sec
             "In grey pictures blue is darker, orange lighter."
         )
         listed = _example_table(numbers["examples"])
-        shown.append(Tiles(examples, listed, "Adversarial examples", note, wide=True))
+        shown.append(tiles_or_table(Tiles(examples, listed, "Adversarial examples", note, wide=True)))
     lead = (
         f"{count(numbers['samples'])} samples of {numbers['set']}, of which "
         f"{percent(numbers.get('clean_accuracy'))} are classified correctly before any attack. In the worst "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from brittle.report.blocks import Answer, Part, Section, Shot, Table, Tile, Tiles
+from brittle.report.blocks import Answer, Part, Section, Shot, Table, Tile, Tiles, tiles_or_table
 from brittle.report.pictures import Pixels, photograph
 from brittle.report.text import count, number, percent
 
@@ -49,7 +49,7 @@ def highest_losses(numbers: Json, summary: Json, pictures: Mapping[str, Pixels])
         f"Where the model is most wrong on {numbers['set']}: hard samples, samples of a rare kind, "
         "and often labels that are wrong."
     )
-    return Section("samples", "Samples of highest loss", lead, [Tiles(tiles, table)])
+    return Section("samples", "Samples of highest loss", lead, [tiles_or_table(Tiles(tiles, table))])
 
 
 def duplicates(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Section:
@@ -89,7 +89,7 @@ def duplicates(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> 
     parts: list[Part] = [found]
     if tiles:
         more = f"The {_SHOWN_PAIRS} nearest of {len(pairs)} pairs." if len(pairs) > _SHOWN_PAIRS else ""
-        parts.append(Tiles(tiles, table, note=more))
+        parts.append(tiles_or_table(Tiles(tiles, table, "Pairs", more)))
     lead = "A sample that is in two sets makes the second look easier than it is."
     return Section("duplicates", "Near-duplicates across data sets", lead, parts)
 
