@@ -30,7 +30,7 @@ def summary(classes: int = 10, samples: int = 500, names: tuple[str, ...] | None
     views = {
         "classification": {"sets": [classified(*each, labels, chance) for each in sets]},
         "segments": {"sets": [segmented(sets[0][0], samples)]},
-        "calibration": {"sets": [calibrated(*each) for each in sets]},
+        "calibration": {"sets": [calibrated(*sets[0]), calibrated(*sets[1], conditions=1)]},
         "ood": {
             "reference": "digits",
             "against": [separated(name, chance) for name in ("uniform noise", "other hospital")],
@@ -220,9 +220,9 @@ def segmented(name: str, samples: int) -> Summary:
     }
 
 
-def calibrated(name: str, samples: int, accuracy: float) -> Summary:
-    """Clean, noise of rising severity, and two attacks, ever more over-confident."""
-    conditions = []
+def calibrated(name: str, samples: int, accuracy: float, conditions: int = 7) -> Summary:
+    """Clean, noise of rising severity, and an attack, ever more over-confident."""
+    found = []
     for k, condition in enumerate(
         ("clean", "gaussian 1", "gaussian 3", "gaussian 5", "fgsm 0.0157", "fgsm 0.0314", "fgsm 0.0941")
     ):
@@ -233,7 +233,7 @@ def calibrated(name: str, samples: int, accuracy: float) -> Summary:
         counts[-1] += samples - counts.sum()
         shares = np.clip(middles - 0.045 * k * middles + 0.02 * np.sin(9 * middles), 0, 1)
         gaps = np.abs(shares - middles)
-        conditions.append(
+        found.append(
             {
                 "name": condition,
                 "samples": samples,
@@ -257,7 +257,7 @@ def calibrated(name: str, samples: int, accuracy: float) -> Summary:
                 ],
             }
         )
-    return {"set": name, "conditions": conditions}
+    return {"set": name, "conditions": found[:conditions]}
 
 
 def separated(name: str, chance: Any) -> Summary:

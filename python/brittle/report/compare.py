@@ -33,7 +33,8 @@ def compare_page(a: Json, b: Json, comparison: Json) -> str:
         a: what ``report.json`` of the first run holds ("before").
         b: of the second ("after"). Differences are b less a.
         comparison: their numbers as :func:`brittle.evaluation.compare` aligns them: its ``"rows"``, and
-            its ``"notes"`` on what stands between the numbers and a fair comparison.
+            its ``"notes"`` on what stands between the numbers and a fair comparison, and the titles of
+            ``"findings"`` gone, new and kept.
 
     Returns:
         HTML, complete in itself; the same arguments give the same bytes.
@@ -46,19 +47,9 @@ def compare_page(a: Json, b: Json, comparison: Json) -> str:
         runs=[("A", a), ("B", b)],
         sections=[each for each in sections if each is not None],
         notes=comparison["notes"],
-        groups=finding_groups(a["findings"], b["findings"]),
+        groups=_finding_groups(a["findings"], b["findings"], comparison["findings"]),
         differing=Table(("setting", "A", "B"), differing, words=frozenset({1, 2})) if differing else None,
     )
-
-
-def finding_groups(before: Sequence[Json], after: Sequence[Json]) -> list[FindingGroup]:
-    """What is new, kept and gone, a finding being known by its view and title."""
-    was, now = ({(each["view"], each["title"]) for each in side} for side in (before, after))
-    return [
-        FindingGroup("New", "In B, not in A.", [f for f in after if (f["view"], f["title"]) not in was]),
-        FindingGroup("Kept", "In both; as B has it.", [f for f in after if (f["view"], f["title"]) in was]),
-        FindingGroup("Gone", "In A, not in B.", [f for f in before if (f["view"], f["title"]) not in now]),
-    ]
 
 
 def difference(value: float | None) -> str:
@@ -127,9 +118,23 @@ def _diagrams(a: Json, b: Json) -> Section | None:
     parts: list[Part] = []
     for name in [name for name in sides[0] if name in sides[1]][:_CONDITIONS]:
         panels = [diagram(side[name], run) for run, side in zip("AB", sides, strict=True)]
-        parts.append(Panels(panels, title=name))
+        parts.append(Panels(panels, name, small=True, table=_measures([side[name] for side in sides])))
     lead = "Reliability diagrams of the main set, A beside B."
     return Section("calibration", "Calibration", lead, parts) if parts else None
+
+
+def _measures(conditions: Sequence[Json]) -> Table:
+    measures = {"accuracy": "accuracy", "confidence": "mean confidence", "ece": "ECE", "mce": "MCE"}
+    rows = [(name, *(percent(each.get(key)) for each in conditions)) for key, name in measures.items()]
+    return Table(("measure", "A", "B"), rows)
+
+
+def _finding_groups(before: Sequence[Json], after: Sequence[Json], titles: Json) -> list[FindingGroup]:
+    return [
+        FindingGroup("New", "In B, not in A.", [f for f in after if f["title"] in titles["new"]]),
+        FindingGroup("Kept", "In both; as B has it.", [f for f in after if f["title"] in titles["kept"]]),
+        FindingGroup("Gone", "In A, not in B.", [f for f in before if f["title"] in titles["gone"]]),
+    ]
 
 
 def _differing_settings(a: Json, b: Json) -> list[tuple[str, str, str]]:

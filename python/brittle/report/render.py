@@ -9,12 +9,12 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from brittle.report.pictures import grey_image, perturbation_image
-from brittle.report.text import count, number, percent
+from brittle.report.text import clean, count, number, percent
 
 
-def _unbroken(value: Any) -> Any:
-    """A number stays on one line with its per cent sign."""
-    return value.replace(" %", "\N{NO-BREAK SPACE}%") if type(value) is str else value
+def _fit(value: Any) -> Any:
+    """Text that a page can hold; a number stays on one line with its per cent sign."""
+    return clean(value).replace(" %", "\N{NO-BREAK SPACE}%") if type(value) is str else value
 
 
 def render(template: str, **values: Any) -> str:
@@ -25,7 +25,7 @@ def render(template: str, **values: Any) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_unbroken,
+        finalize=_fit,
     )
     pages.filters |= {
         "percent": percent,
@@ -35,5 +35,4 @@ def render(template: str, **values: Any) -> str:
         "perturbation_image": perturbation_image,
         "largest": lambda pixels: float(np.abs(pixels).max()),
     }
-    # Names of files may hold bytes that are no text; a page is UTF-8 throughout.
-    return pages.get_template(template).render(values).encode("utf-8", "replace").decode("utf-8")
+    return pages.get_template(template).render(values)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 DASH = "—"
+_UNFIT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 NORM_NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
@@ -99,10 +101,15 @@ def shortened(text: str, length: int = 22) -> str:
         >>> shortened("pneumothorax, left-sided, of unknown cause")
         'pneumothorax, left-si…'
     """
-    text = printable(text)
+    text = " ".join(clean(text).split())
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def printable(text: str) -> str:
-    """The text with every character that is no part of a page replaced (controls, lone surrogates)."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+def clean(text: str) -> str:
+    """The text without what a page cannot hold (controls, lone surrogates) or what turns its order round.
+
+    Example:
+        >>> clean("scan\\x00 \\u202egnp.exe")
+        'scan� �gnp.exe'
+    """
+    return _UNFIT.sub("\N{REPLACEMENT CHARACTER}", text)

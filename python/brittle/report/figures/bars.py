@@ -61,7 +61,7 @@ def histograms(figure: Figure, score: Json, inside: str, outside: str) -> str:
         heights = floats(shares, 100)
         axes.stairs(heights, edges, color=colour, fill=True, alpha=0.18)
         axes.stairs(heights, edges, color=colour, linewidth=1.6, linestyle=dashes, label=shortened(name, 18))
-    axes.set(xlabel=score["score"], title="share of samples (%)")
+    axes.set(xlabel=shortened(score["score"]), title="share of samples (%)")
     axes.set_ylim(bottom=0)
     legend(figure, axes, columns=2)
     return f"Histograms of {score['score']}, {inside} and {outside}"

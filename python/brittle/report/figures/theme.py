@@ -20,6 +20,8 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from brittle.report.text import clean
+
 P = ParamSpec("P")
 Element = ElementTree.Element
 
@@ -136,7 +138,7 @@ def _inline(svg: bytes, label: str) -> Markup:
     drawing.attrib |= {
         "class": "plot",
         "role": "img",
-        "aria-label": label,
+        "aria-label": clean(label),
         "stroke-linejoin": "round",
         "stroke-linecap": "butt",
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from brittle.report.blocks import Panel, Panels, Part, Section, Table
@@ -17,20 +17,12 @@ _SHOWN = 6
 def section(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Section:
     """Reliability diagrams of every set: clean, under noise, under attack."""
     sets = numbers["sets"]
-    several = len(sets) > 1
-    parts: list[Part] = []
-    for each in sets:
-        if len(each["conditions"]) > 1:
-            panels = [diagram(condition) for condition in each["conditions"]]
-            heading = each["set"] if several else ""
-            parts.append(Panels(panels[:_SHOWN], heading, small=True, more=panels[_SHOWN:]))
-    single = [
-        diagram(c, each["set"]) for each in sets if len(each["conditions"]) == 1 for c in each["conditions"]
+    panels = [
+        diagram(condition, _name(each, condition, numbers))
+        for each in sets
+        for condition in each["conditions"]
     ]
-    if single:
-        heading = "Other data sets, clean" if parts else ""
-        parts.append(Panels(single[:_SHOWN], heading, small=True, more=single[_SHOWN:]))
-    parts.append(_measures(sets))
+    parts: list[Part] = [Panels(panels[:_SHOWN], small=True, more=panels[_SHOWN:]), _measures(numbers)]
     lead = (
         "Of the samples that the model is 80 % sure of, 80 % should be right. Bars below the diagonal mean "
         "a model that is surer than it should be. ECE is the mean gap over all samples, MCE the largest."
@@ -54,16 +46,22 @@ def diagram(condition: Json, name: str | None = None) -> Panel:
     return Panel(name or condition["name"], reliability_diagram(condition), table, note)
 
 
-def _measures(sets: Sequence[Json]) -> Table:
+def _name(each: Json, condition: Json, numbers: Json) -> str:
+    """The condition; of any set but the first, which is the main one, with the set."""
+    main = each is numbers["sets"][0]
+    return condition["name"] if main else f"{each['set']}, {condition['name']}"
+
+
+def _measures(numbers: Json) -> Table:
     shares = ("accuracy", "confidence", "ece", "mce", "over_confidence")
     rows = [
         (
-            f"{each['set']}, {condition['name']}" if len(sets) > 1 else condition["name"],
+            _name(each, condition, numbers),
             count(condition["samples"]),
             *(percent(condition.get(key)) for key in shares),
             number(condition.get("brier")),
         )
-        for each in sets
+        for each in numbers["sets"]
         for condition in each["conditions"]
     ]
     columns = (
