@@ -95,14 +95,17 @@ def _signed(text: str) -> str:
 
 
 def shortened(text: str, length: int = 22) -> str:
-    """A name that fits into a figure, without characters that cannot be drawn.
+    """A name that fits into a figure; what is left out is in the middle, as names often differ at their ends.
 
     Example:
         >>> shortened("pneumothorax, left-sided, of unknown cause")
-        'pneumothorax, left-si…'
+        'pneumothorax,…wn cause'
     """
     text = " ".join(clean(text).split())
-    return text if len(text) <= length else text[: length - 1] + "…"
+    if len(text) <= length:
+        return text
+    tail = 2 * (length - 1) // 5
+    return f"{text[: length - 1 - tail]}…{text[-tail:]}"
 
 
 def clean(text: str) -> str:

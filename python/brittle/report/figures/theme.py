@@ -106,7 +106,7 @@ def legend(figure: Figure, axes: Axes, columns: int = 4) -> None:
     """The names of the lines, above the axes."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        while columns > 1 and max(_row_lengths(labels, columns)) > 58 * figure.get_figwidth() / PANEL[0]:
+        while columns > 1 and max(_row_lengths(labels, columns)) > 52 * figure.get_figwidth() / PANEL[0]:
             columns -= 1
         figure.legend(handles, labels, loc="outside upper left", ncols=columns)
 

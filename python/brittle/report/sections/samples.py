@@ -89,7 +89,7 @@ def duplicates(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> 
     parts: list[Part] = [found]
     if tiles:
         more = f"The {_SHOWN_PAIRS} nearest of {len(pairs)} pairs." if len(pairs) > _SHOWN_PAIRS else ""
-        parts.append(tiles_or_table(Tiles(tiles, table, "Pairs", more)))
+        parts.append(tiles_or_table(Tiles(tiles, table, "Pairs", more, wide=True)))
     lead = "A sample that is in two sets makes the second look easier than it is."
     return Section("duplicates", "Near-duplicates across data sets", lead, parts)
 
