@@ -18,6 +18,7 @@ from cycler import cycler
 from markupsafe import Markup
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from brittle.report.text import clean
@@ -38,6 +39,7 @@ PANEL, SMALL = (4.1, 2.75), (3.1, 2.4)
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": LINE,
+    "axes.facecolor": "none",
     "axes.grid": True,
     "axes.labelcolor": SOFT,
     "axes.labelsize": 9,
@@ -49,6 +51,7 @@ _STYLE: Any = {
     "axes.titlelocation": "left",
     "axes.titlepad": 5,
     "axes.titlesize": 9,
+    "figure.facecolor": "none",
     "figure.constrained_layout.h_pad": 0.05,
     "figure.constrained_layout.w_pad": 0.02,
     "font.size": 9,
@@ -94,7 +97,9 @@ def drawn(
                 figure = Figure(figsize=size, layout="constrained")
                 label = draw(figure, *args, **kwargs)
                 buffer = BytesIO()
-                figure.savefig(buffer, format="svg", transparent=True, metadata=_NO_METADATA)
+                # Not savefig, which draws everything twice.
+                canvas: Any = FigureCanvasSVG(figure)
+                canvas.print_svg(buffer, metadata=_NO_METADATA)
             return _inline(buffer.getvalue(), label)
 
         return svg
