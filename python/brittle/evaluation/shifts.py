@@ -1,7 +1,7 @@
 """Natural shifts of the inputs: blur, brightness and contrast, beside the kinds of noise.
 
 A sample's shifted form depends on the sample, its id and the seed alone: every sum is taken element by
-element in a fixed order, so neither the batch nor the thread count nor the device changes a bit of it.
+element in a fixed order, so neither the batch nor the thread count changes a bit of it.
 """
 
 from __future__ import annotations

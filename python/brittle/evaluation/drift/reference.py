@@ -16,6 +16,7 @@ from brittle.evaluation.drift.result import Drift, Window
 from brittle.evaluation.drift.statistics import FeatureSpace, Reservoir, Sketch
 from brittle.evaluation.drift.stream import Rows, fingerprint, rows
 from brittle.similarity.features import Inputs
+from brittle.sources import Source
 from brittle.target import Model, Target
 
 _LEAST_SAMPLES = 50
@@ -67,7 +68,7 @@ class Reference:
     def of(
         cls,
         model: Model | Target,
-        data: Inputs,
+        data: Inputs | Source,
         *,
         features: str | None = None,
         batch_size: int = 256,
@@ -83,12 +84,12 @@ class Reference:
 
         Args:
             model: an ``nn.Module``, a :class:`brittle.Target` of one, or a callable, that gives logits.
-            data: a tensor ``x``, a pair of tensors ``(x, y)``, or an iterable of batches ``x``, ``(x, y)`` or
-                ``(x, y, sample_ids)``; only ``x`` is used.
+            data: a :class:`brittle.sources.Source`, a tensor ``x``, a pair of tensors ``(x, y)``, or an
+                iterable of batches ``x``, ``(x, y)`` or ``(x, y, sample_ids)``; only ``x`` is used.
             features: a layer's name in ``model.named_modules()``, whose output is taken as the features; None
                 for the input of the linear layer that runs last. A model without any gets a reference
                 without features.
-            batch_size: for tensors. No result depends on it.
+            batch_size: for tensors and sources. No result depends on it.
             fixed_batch: how many samples the model runs on at a time, always.
             progress: called with the samples done.
 
@@ -136,7 +137,7 @@ class Reference:
     def score(
         self,
         model: Model | Target,
-        data: Inputs,
+        data: Inputs | Source,
         *,
         batch_size: int = 256,
         false_alarm_rate: float = 0.01,

@@ -10,8 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from brittle.evaluation.fingerprint import of_weights
 from brittle.evaluation.penultimate import capture_penultimate
 from brittle.similarity.features import Inputs, LayerFeatures, inputs
+from brittle.sources import Source
 from brittle.target import Model, Target
 
 
@@ -26,19 +28,24 @@ class Rows(NamedTuple):
 
 
 def rows(
-    op: str, model: Model | Target, data: Inputs, layer: str | None, batch_size: int, fixed_batch: int
+    op: str,
+    model: Model | Target,
+    data: Inputs | Source,
+    layer: str | None,
+    batch_size: int,
+    fixed_batch: int,
 ) -> Iterator[Rows]:
     """Up to ``fixed_batch`` samples at a time, in the order of the data.
 
-    The model always runs on ``fixed_batch`` samples, the last of them repeated where there are fewer: how
-    the data is cut into batches changes no bit of the answers.
+    The model always runs on ``fixed_batch`` samples, padded where there are fewer: how the data is cut into
+    batches changes no bit of the answers.
 
     Args:
         op: the operator to name in error messages.
         model: as :meth:`brittle.evaluation.drift.Reference.of` takes it.
         data: as there.
         layer: whose output the features are; None for the input of the last linear layer.
-        batch_size: for tensors.
+        batch_size: for tensors and sources.
         fixed_batch: how many samples the model runs on.
 
     Raises:
@@ -46,38 +53,48 @@ def rows(
     """
     target = Target.of(model, op)
     first = 0
-    for chunk in _chunks(op, inputs(op, data, batch_size, target), fixed_batch):
-        count = len(chunk)
-        x = torch.cat([chunk, chunk[-1:].expand(fixed_batch - count, *chunk.shape[1:])])
-        with target, _captured(op, target, layer) as features:
-            ids = torch.arange(first, first + fixed_batch).clamp(max=first + count - 1)
-            logits = target.logits(x, ids)[:count].cpu().double()
+    for x in _chunks(op, _inputs(op, data, batch_size, target), fixed_batch):
+        with target, _fixed(target, fixed_batch), _captured(op, target, layer) as features:
+            logits = target.logits(x, torch.arange(first, first + len(x), device=x.device)).cpu().double()
             last = features()
         if last is not None:
-            last = last[:count].float().cpu()
+            last = last[: len(x)].float().cpu()
             wrong = ~last.isfinite().all(1)
             if wrong.any():
                 sample = first + int(wrong.nonzero()[0])
                 raise ValueError(f"{op}: features must be finite; got others for sample {sample}")
         confidence, predicted = logits.softmax(1).max(1)
         yield Rows(predicted, confidence, -logits.logsumexp(1), logits.shape[1], last)
-        first += count
+        first += len(x)
 
 
 def fingerprint(model: Model | Target) -> str:
-    """SHA-256 in hex of a model's parameters and buffers (names, types, shapes, bytes) and normalisation."""
-    module = model.model if isinstance(model, Target) else model
-    digest = hashlib.sha256()
-    if isinstance(module, nn.Module):
-        for name, tensor in sorted(module.state_dict().items()):
-            if not isinstance(tensor, Tensor):
-                continue
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    if isinstance(model, Target):
-        for part in (model._mean, model._std):
-            digest.update(str(None if part is None else part.tolist()).encode())
-    return digest.hexdigest()
+    """SHA-256 in hex of a model's weights and of the normalisation in front of it."""
+    if not isinstance(model, Target):
+        return of_weights(model)
+    parts = [None if part is None else part.tolist() for part in (model._mean, model._std)]
+    if parts == [None, None]:
+        return of_weights(model.model)
+    return hashlib.sha256(f"{of_weights(model.model)} {parts}".encode()).hexdigest()
+
+
+def _inputs(op: str, data: Inputs | Source, batch_size: int, target: Target) -> Iterator[Tensor]:
+    if not isinstance(data, Source):
+        yield from inputs(op, data, batch_size, target)
+        return
+    for first in range(0, len(data), batch_size):
+        x = data.load(range(first, min(first + batch_size, len(data))))[0]
+        yield x if target.device is None else x.to(target.device)
+
+
+@contextmanager
+def _fixed(target: Target, size: int) -> Iterator[None]:
+    before = target.fixed_batch
+    target.fixed_batch = size
+    try:
+        yield
+    finally:
+        target.fixed_batch = before
 
 
 @contextmanager
