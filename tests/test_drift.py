@@ -9,7 +9,7 @@ import brittle
 import numpy as np
 import pytest
 import torch
-from brittle.evaluation.drift import Drift, Reference
+from brittle.evaluation.drift import Drift, Measure, Reference, Window
 from brittle.evaluation.drift.stream import fingerprint
 from brittle.evaluation.shifts import apply_shift, kinds_for
 from brittle.sources import as_source
@@ -141,7 +141,6 @@ def test_one_bad_batch_among_many(world: World, reference: Reference) -> None:
     drift = reference.score(world.model, x, batch_size=100)
     assert [batch.first for batch in drift.batches if batch.score > 3] == [2000]
     assert drift.drifted
-    assert drift.p_value == pytest.approx(2 * 40 * drift.batches[20].p_value)
     assert "samples 2000 to 2099: " in drift.table()
 
 
@@ -172,6 +171,27 @@ def test_values_by_hand(world: World, reference: Reference) -> None:
         assert window.p_value == pytest.approx(min(1, 6 * min(m.p_value for m in window.measures)))
         assert all(m.rate == pytest.approx(0.01 / 6) for m in window.measures)
     assert drift.score == pytest.approx(-np.log10(drift.p_value))
+
+
+def test_the_verdict_is_over_all_batches_and_the_whole() -> None:
+    def window(*p_values: float) -> Window:
+        return Window(0, 10, tuple(Measure("m", 1.0, 1.0, p, 0.01 / len(p_values)) for p in p_values), 0.01)
+
+    def drift(whole: Window, *batches: Window) -> Drift:
+        none = torch.zeros(0)
+        return Drift(whole, batches, 0.01, none, none, none, None, None)
+
+    assert window(0.004, 0.5).p_value == 0.008
+    assert window(0.004, 0.5).drifted
+    assert not window(0.006, 0.5).drifted
+    assert window(0.6, 0.5).p_value == 1
+    assert drift(window(0.008), window(0.008)).p_value == 0.008
+    several = [window(0.001), window(0.9), window(0.3), window(0.4)]
+    assert drift(window(0.5), *several).p_value == pytest.approx(8 * 0.001)
+    assert drift(window(0.5), *several).drifted
+    assert drift(window(0.5), *several).score == pytest.approx(-np.log10(0.008))
+    assert not drift(window(0.5), *several, window(0.7), window(0.8)).drifted
+    assert drift(window(0.003), window(0.2), window(0.9)).p_value == pytest.approx(0.006)
 
 
 def test_table_summary_and_plot(world: World, reference: Reference) -> None:
@@ -211,6 +231,8 @@ def test_no_bit_depends_on_the_batches(world: World, reference: Reference) -> No
     whole = reference.score(world.model, new, batch_size=50)
     parts = reference.score(world.model, list(new.split(13)), batch_size=50)
     assert parts.summary() == whole.summary()
+    few = reference.score(world.model, new[:5])
+    assert torch.equal(few.energy, whole.energy[:5])
     assert torch.equal(parts.distance, whole.distance)  # type: ignore[arg-type]
 
 

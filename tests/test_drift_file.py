@@ -1,5 +1,6 @@
 """The file of a drift reference: what it holds, how large it is, and which files are refused."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -89,8 +90,10 @@ def test_a_file_stays_where_writing_fails(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
-        reference.save(path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
+    for part, name in ((Path, "write_bytes"), (os, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(part, name, full)
+            with pytest.raises(OSError, match="No space left"):
+                reference.save(path)
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]

@@ -29,6 +29,8 @@ def test_sketch_with_ties() -> None:
     assert sketch.values.tolist() == [0.5, 1.0]
     assert sketch.distance(torch.ones(40).double()) == pytest.approx(0.1)
     assert sketch.distance(torch.full((40,), 0.7).double()) == pytest.approx(0.9)
+    assert sketch.distance(torch.full((40,), 1.1).double()) == 1
+    assert sketch.distance(torch.full((40,), 0.4).double()) == 1
 
 
 def test_same_distribution() -> None:
@@ -53,6 +55,8 @@ def test_same_classes() -> None:
     rare = torch.tensor([45, 900, 30, 25])
     group = nulls._groups(rare, 100)
     assert group.tolist() == [1, 0, 1, 1]
+    # Two of 100 are too few for a count of their own, and join the next.
+    assert nulls._groups(torch.tensor([500, 20, 480]), 100).tolist() == [0, 1, 1]
     # Nothing can be said about the classes of two samples.
     measure = nulls.same_classes("classes", reference, seen[:2], 0.01)
     assert (measure.p_value, measure.threshold, measure.drifted) == (1.0, None, False)
@@ -78,6 +82,11 @@ def test_features_are_placed_by_mahalanobis_distance(features: int) -> None:
         np.testing.assert_allclose(space.spread.numpy()[:32] ** 2, exact[:32], rtol=0.02)
         assert space.place(fitted)[1].square().mean().item() == pytest.approx(features, rel=0.02)
     assert torch.allclose(coordinates.mean(0), space.mean, atol=1e-9)
+    covariance = np.atleast_2d(np.cov(coordinates.numpy().T))
+    assert space.variance == pytest.approx(np.trace(covariance))
+    assert space.variance_squared == pytest.approx(np.trace(covariance @ covariance))
+    apart = coordinates - coordinates.mean(0)
+    assert space.fourth == pytest.approx(apart.square().sum(1).square().mean().item())
     assert int((distances > space.limit).sum()) == 1000 - 991 == 1000 - space.rank
 
 

@@ -1,17 +1,13 @@
 """Natural shifts: closed forms, an independent implementation, and bits that owe nothing to the batch."""
 
-import copy
-
 import brittle
 import numpy as np
 import pytest
 import torch
 from brittle.evaluation import SEVERITIES
-from brittle.evaluation.penultimate import capture_penultimate
 from brittle.evaluation.shifts import SHIFTS, apply_shift, blur, brightness, contrast, kinds_for
-from models import MODELS, make
 from scipy.ndimage import gaussian_filter
-from torch import Tensor, nn
+from torch import Tensor
 
 SHAPES = [(5, 1, 8, 8), (4, 3, 32, 32), (2, 3, 224, 224), (3, 2, 7, 13), (2, 1, 2, 3)]
 EVERY_KIND = {**SEVERITIES, **SHIFTS}
@@ -142,57 +138,3 @@ def test_errors() -> None:
         apply_shift("gaussian", -1.0, x)
     with pytest.raises(ValueError, match=r"apply_shift: x must lie inside bounds \(0.0, 1.0\)"):
         apply_shift("blur", 1.0, x + 1)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_penultimate_features_give_the_logits(name: str) -> None:
-    model, x = make(name).eval(), images(6, 3, 8, 8)
-    last_layer = [path for path, part in model.named_modules() if isinstance(part, nn.Linear)][-1]
-    with torch.no_grad(), capture_penultimate(brittle.Target.of(model, "test")) as last:
-        assert last.features is None
-        logits = model(x)
-        assert last.layer == last_layer
-        assert last.features is not None
-        assert torch.equal(model.get_submodule(last_layer)(last.features), logits)
-        model(x[:2])
-        assert last.features.shape[0] == 2
-        copied = copy.deepcopy(model)
-    assert not any(part._forward_pre_hooks for part in model.modules())
-    assert torch.allclose(copied(x), logits, atol=1e-6)
-
-
-def test_penultimate_where_there_is_none() -> None:
-    class Turned(nn.Module):
-        """A linear layer over the batch: its input has not the samples in rows."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.mix = nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.mix(x.T).T
-
-    for model in (nn.Sequential(nn.Flatten(), nn.ReLU()), lambda x: x, Turned()):
-        with capture_penultimate(model) as last:
-            model(images(4, 7))
-            assert last.features is None
-
-
-def test_penultimate_is_what_the_layer_was_given() -> None:
-    class Overwriting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = nn.Linear(5, 2).double()
-
-        def forward(self, x: Tensor) -> Tensor:
-            hidden = x * 2
-            logits = self.head(input=hidden)
-            hidden.zero_()
-            return logits
-
-    model, x = Overwriting(), images(3, 5).double()
-    with torch.no_grad(), capture_penultimate(model) as last:
-        model(x)
-    assert last.features is not None
-    assert last.features.dtype == torch.float32
-    assert torch.equal(last.features, (2 * x).float())
