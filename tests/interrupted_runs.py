@@ -1,8 +1,8 @@
 """Runs that are killed, in processes of their own; a script, started by test_resume.py.
 
-It imports what a run needs and starts no thread, so that each run is a fork of it. In a fork that is to be killed
-every write, commit and rename counts as an event, before and after it, and SIGKILL comes at the event of a given
-number: also in the middle of a file.
+It imports what a run needs and starts no thread, so that each run is a fork of it. In a fork that is to be
+killed every write, commit and rename counts as an event, before and after it, and SIGKILL comes at the event of
+a given number: also in the middle of a file.
 
     python interrupted_runs.py FOLDER MOMENTS
 """
@@ -115,7 +115,7 @@ class Moments:
                 self._file.write(content[half:])
 
         def opened(path: Any, mode: str = "r") -> Any:
-            file = builtins.open(path, mode)
+            file = builtins.open(path, mode)  # noqa: SIM115
             return Halves(file) if mode == "wb" else file
 
         def replace(source: Any, target: Any, plain: Callable[..., None] = os.replace) -> None:

@@ -1,4 +1,4 @@
-"""What a run's folder holds, without how it came to be: which file a point is in is chance, the point is not."""
+"""What a run's folder holds. Which file a point is in is chance; the point is not."""
 
 import hashlib
 import sqlite3

@@ -169,7 +169,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
     out = tmp_path / "run"
     with (
         file_limit(size),
-        pytest.raises(RunStoreError, match="must be (readable and )?writable; got") as error,
+        pytest.raises(RunStoreError, match=r"must be (readable and )?writable; got") as error,
     ):
         run(out, batch_size=5)
     assert "\n" not in str(error.value)

@@ -270,10 +270,9 @@ class Target:
             return self._checked(model(x), len(x))
         padding = x[:1].detach().expand(-len(x) % size, *x.shape[1:])
         last = self.channels_last and model is not self.model and x.dim() == 4
-        parts = [
-            self._checked(model(_laid_out(part, last)), size) for part in torch.cat([x, padding]).split(size)
-        ]
-        return torch.cat(parts)[: len(x)]
+        parts = torch.split(torch.cat([x, padding]), size)
+        logits = [self._checked(model(_laid_out(part, last)), size) for part in parts]
+        return torch.cat(logits)[: len(x)]
 
     def _checked(self, logits: Any, count: int) -> Tensor:
         if not isinstance(logits, Tensor):

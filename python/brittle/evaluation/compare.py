@@ -174,7 +174,8 @@ def _row(name: str, a: Measure | None, b: Measure | None) -> dict[str, Any]:
     difference = None if left is None or right is None else right - left
     change = None
     if difference is not None and known.higher is not None:
-        change = "same" if abs(difference) < _NOTHING else "better" if (difference > 0) == known.higher else "worse"
+        change = "better" if (difference > 0) == known.higher else "worse"
+        change = "same" if abs(difference) < _NOTHING else change
     sure = False
     if a is not None and b is not None and a.interval and b.interval:
         sure = a.interval[1] < b.interval[0] or b.interval[1] < a.interval[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from brittle.evaluation.stages import Clean, Shift, Stage, Surroundings, Work
 from brittle.evaluation.store import FORMAT, RunStore, RunStoreError, lock, read_run_json, write_json
 from brittle.evaluation.verdict import check_requirements, parse_requirement
 from brittle.evaluation.workers import Workers, workers
-from brittle.sources import Source, as_source
+from brittle.sources import as_source
 from brittle.target import Bounds, Model, Target
 
 Progress = Callable[[str, int, int], None]
@@ -166,11 +165,11 @@ def evaluate(
     target = Target(
         model,
         bounds,
-        mean,
-        std,
+        None if mean is None else tuple(mean),
+        None if std is None else tuple(std),
         precision=precision,
         fixed_batch=fixed_batch or 1,
-        name=op,  # type: ignore[arg-type]
+        name=op,
     )
     device = target.device or torch.device("cpu")
     target.fixed_batch = fixed_batch or (256 if device.type == "cuda" else 32)
@@ -186,7 +185,8 @@ def evaluate(
             apart = fingerprint.differences(theirs, identity)
             if apart:
                 raise ValueError(
-                    f"{op}: all processes must have the same model and settings; rank {rank} differs in {'; '.join(apart)}"
+                    f"{op}: all processes must have the same model and settings; rank {rank} differs in "
+                    + "; ".join(apart)
                 )
         folder = Path(team.from_leader(lambda: str(_folder(Path(out), fresh))))
         if team.leads:

@@ -63,7 +63,7 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def _alike(a: Any, b: Any) -> bool:
     if a is None or b is None or len(a) != len(b):
-        return a == b
+        return a is b
     x, y = torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)
     if x.shape != y.shape:
         return False

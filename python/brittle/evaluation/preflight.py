@@ -80,11 +80,11 @@ def look_at(
     found, shape = [], None
     for name, source in sources.items():
         count = len(source) if limit is None else min(limit, len(source))
-        x, y, rows = _first(name, source, min(count, target.fixed_batch or 1), skip_bad)
+        x, rows = _first(name, source, min(count, target.fixed_batch or 1), skip_bad)
         if shape is not None and x.shape[1:] != shape:
             raise ValueError(
-                f"evaluate: all data sets must have samples of one shape; got {list(shape)} and, in {name!r}, "
-                f"{list(x.shape[1:])}"
+                f"evaluate: all data sets must have samples of one shape; got {list(shape)} and, in "
+                f"{name!r}, {list(x.shape[1:])}"
             )
         shape = x.shape[1:]
         _inside(name, x, target.bounds)
@@ -105,20 +105,21 @@ def _one_device(target: Target) -> None:
     devices = {str(t.device) for t in (*target.model.parameters(), *target.model.buffers())}
     if len(devices) > 1 or "meta" in devices:
         raise ValueError(
-            f"evaluate: the model must be on one device, with its weights loaded; got {', '.join(sorted(devices))}"
+            "evaluate: the model must be on one device, with its weights loaded; got "
+            + ", ".join(sorted(devices))
         )
 
 
-def _first(name: str, source: Source, count: int, skip_bad: bool) -> tuple[Tensor, Tensor, list[int]]:
+def _first(name: str, source: Source, count: int, skip_bad: bool) -> tuple[Tensor, list[int]]:
     """Up to ``count`` samples from the beginning."""
     rows: list[int] = []
-    parts: list[tuple[Tensor, Tensor]] = []
+    parts: list[Tensor] = []
     bad: BadSample | None = None
     for row in range(len(source)):
         if len(rows) == count:
             break
         try:
-            parts.append(source.load([row]))
+            parts.append(source.load([row])[0])
             rows.append(row)
         except BadSample as error:
             bad = error
@@ -132,8 +133,7 @@ def _first(name: str, source: Source, count: int, skip_bad: bool) -> tuple[Tenso
             f"evaluate: data must hold samples that can be read; got none in {name!r}"
             + (f" ({bad})" if bad else "")
         )
-    xs, ys = zip(*parts, strict=True)
-    return torch.cat(xs), torch.cat(ys), rows
+    return torch.cat(parts), rows
 
 
 def _inside(name: str, x: Tensor, bounds: tuple[float, float]) -> None:
@@ -141,8 +141,8 @@ def _inside(name: str, x: Tensor, bounds: tuple[float, float]) -> None:
         check.check_images("evaluate", x, bounds)
     except ValueError as error:
         raise ValueError(
-            f"{error} in {name!r}; for images that are normalised already, hand over the plain ones with mean and "
-            "std (--mean, --std), or say their bounds"
+            f"{error} in {name!r}; for images that are normalised already, hand over the plain ones with "
+            "mean and std (--mean, --std), or say their bounds"
         ) from None
 
 
@@ -185,8 +185,8 @@ def _classes(name: str, source: Source, count: int) -> tuple[str, ...]:
     if len(wrong):
         row = int(wrong[0])
         raise ValueError(
-            f"evaluate: labels must be in [0, {count}) for a model of {count} classes; got {int(labels[row])} "
-            f"for {source.name_of(row)} in {name!r}"
+            f"evaluate: labels must be in [0, {count}) for a model of {count} classes; got "
+            f"{int(labels[row])} for {source.name_of(row)} in {name!r}"
         )
     names = source.classes or ()
     return (*names[:count], *(str(k) for k in range(len(names), count)))

@@ -27,7 +27,7 @@ VIEWS = (
 NORMS = ("linf", "l2", "l1")
 ATTACKS = ("fgsm", "pgd", "minimal", "random")
 
-#: Radii for inputs in [0, 1], and which of them the report speaks of first: the field's usual ones for images.
+#: Radii for inputs in [0, 1], and which of them the report speaks of first: the usual ones for images.
 EPSILONS: Mapping[str, tuple[float, ...]] = {
     "linf": tuple(k / 255 for k in (1, 2, 4, 8, 16, 32, 64)),
     "l2": (0.1, 0.25, 0.5, 1.0, 2.0, 4.0),

@@ -32,7 +32,7 @@ from brittle.losses import attack_loss
 from brittle.noise import gaussian
 from brittle.result import Ledger
 from brittle.sources import BadSample, Source
-from brittle.target import Target
+from brittle.target import Loss, Target
 
 Tick = Callable[[int], None]
 StepRule = LinfRule | L2Rule | L1Rule
@@ -332,7 +332,7 @@ class SingleStep(Attacked):
             for x, y, ids in work.batches():
                 target.expect_labels(y)
                 own = not target.confirm_copy(x)
-                found = target.evaluate(x, lambda logits, y=y: attack_loss("ce", logits, y), own=own)
+                found = target.evaluate(x, _away_from(y), own=own)
                 wrong = target.logits(x, ids).argmax(1) != y
                 search = _Search.of(rule, x, y, ids, wrong)
                 rows: list[Row] = []
@@ -558,9 +558,7 @@ class Surroundings(Stage):
         with Writer(work, self.name) as out:
             for x, y, ids in work.batches():
                 target.expect_labels(y)
-                g = target.evaluate(
-                    x, lambda logits, y=y: attack_loss("ce", logits, y), own=True
-                ).gradient.sign()
+                g = target.evaluate(x, _away_from(y), own=True).gradient.sign()
                 r = gaussian(torch.zeros_like(x), 1.0, self.seed, ids, _LANDSCAPE_DRAW, bounds=None).sign()
                 losses = torch.empty(len(x), len(alphas), len(alphas))
                 for a, along in enumerate(alphas):
@@ -591,6 +589,10 @@ def answer_rows(
     return [(data_set, kind, level, scale, seed, *row) for row in zip(*columns, strict=True)]
 
 
+def _away_from(y: Tensor) -> Loss:
+    return lambda logits: attack_loss("ce", logits, y)
+
+
 def _refuse_infinite(logits: Tensor, ids: Tensor) -> None:
     lost = ~logits.isfinite().all(1)
     if lost.any():
@@ -604,7 +606,8 @@ def _compact(features: Tensor) -> Tensor:
     wide = features.shape[1]
     if wide <= _FEATURES:
         return features
-    return features @ _directions(wide, features.device).T / _FEATURES**0.5
+    narrow: Tensor = features @ _directions(wide, features.device).T / _FEATURES**0.5
+    return narrow
 
 
 @lru_cache(maxsize=1)

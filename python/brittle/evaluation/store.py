@@ -7,8 +7,8 @@
 ``run.lock``           held by whoever works on the run
 ====================== =======================================================================================
 
-A sample's rows of one stage are committed together with its mark in ``done``, so a process may be killed at any
-moment: what is marked is whole, and what is not will be done again. A file of points is written under another
+A sample's rows of one stage are committed together with its mark in ``done``, so a process may be killed at
+any moment: what is marked is whole, and what is not will be done again. A file of points is written under another
 name, flushed to disk and renamed, and only then do rows name it; a file that no row names is what a killed
 process left, and is removed when the run is next begun.
 """
@@ -21,9 +21,9 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -163,7 +163,7 @@ class RunStore:
         """Write adversarial points to a file of their own, whole and on disk; returns its name.
 
         Args:
-            stem: of the file's name; ``ids`` make it unique, since a sample is only ever in one of a stage's files.
+            stem: of the file's name, which ``ids`` make unique: a sample is in one of a stage's files.
             ids: int64 ``[N]``, N > 0.
             points: ``[N, ...]``.
         """
@@ -205,7 +205,8 @@ class RunStore:
     def finished(self, stage: str, data_set: str) -> NDArray[np.int64]:
         """The ids that need no further work in this stage: done, or not to be read."""
         return self.column(
-            "SELECT id FROM done WHERE stage = ? AND data_set = ? UNION SELECT id FROM skipped WHERE data_set = ?",
+            "SELECT id FROM done WHERE stage = ? AND data_set = ? "
+            "UNION SELECT id FROM skipped WHERE data_set = ?",
             stage,
             data_set,
             data_set,
@@ -234,7 +235,8 @@ class RunStore:
         from safetensors import safe_open
 
         found = self.rows(
-            "SELECT file, place FROM points WHERE data_set = ? AND attack = ? AND norm = ? AND seed = ? AND id = ?",
+            "SELECT file, place FROM points "
+            "WHERE data_set = ? AND attack = ? AND norm = ? AND seed = ? AND id = ?",
             *(data_set, attack, norm, seed, sample),
         )
         if not found:
@@ -310,15 +312,16 @@ def lock(out: Path) -> Iterator[None]:
     Raises:
         RunStoreError: another process works on the run.
     """
-    file: IO[str] | None = None
     with _explained(out):
-        file = open(out / "run.lock", "w")
-    with closing(file):
+        file = os.open(out / "run.lock", os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunStoreError(f"evaluate: another process is at work on the run in {out}") from None
         yield
+    finally:
+        os.close(file)
 
 
 @contextmanager

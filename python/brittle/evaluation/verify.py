@@ -124,10 +124,11 @@ def verify(
     try:
         with target:
             attacks = store.rows(
-                "SELECT attack, norm, seed, count(*) FROM points WHERE data_set = ? GROUP BY attack, norm, seed",
+                "SELECT attack, norm, seed, count(*) FROM points WHERE data_set = ? "
+                "GROUP BY attack, norm, seed",
                 name,
             )
-            found = [_one(store, target, source, name, *row, progress) for row in attacks]
+            found = [_one(store, target, source, name, row, progress) for row in attacks]
     finally:
         store.close()
     return Verification(tuple(found))
@@ -138,12 +139,10 @@ def _one(
     target: Target,
     source: Source,
     name: str,
-    attack: str,
-    norm: str,
-    seed: int,
-    count: int,
+    about: tuple[Any, ...],
     progress: Callable[[str, int, int], None] | None,
 ) -> Verified:
+    attack, norm, seed, count = about
     fooling = inside = rounded = done = 0
     failed: list[int] = []
     lo, hi = target.bounds
