@@ -1,115 +1,29 @@
-"""``brittle evaluate`` and its sisters as a pipeline meets them: exit codes, stdout, mistakes."""
+"""``brittle evaluate`` as a pipeline meets it: exit codes, stdout, interruption, agreement with Python."""
 
 import inspect
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import brittle.evaluation
-import numpy as np
 import pytest
 import torch
 import typer.main
 from brittle.cli import app, exits
 from brittle.evaluation import evaluate, load_report
 from brittle.sources import open_source
-from numpy.typing import NDArray
+from cli_runs import FEW, command, evaluated, prepare, process
 from PIL import Image
-from typer.testing import CliRunner, Result
-
-CODE = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, change=lambda logits: logits, mean=0.0, classes=3):
-        super().__init__()
-        torch.manual_seed(19)
-        self.layer = nn.Linear(36, 16)
-        self.head = nn.Linear(16, classes)
-        self.change = change
-        self.mean = mean
-
-    def forward(self, x):
-        return self.change(20 * self.head(torch.relu(self.layer(x.flatten(1) - 0.5 + self.mean))))
-
-def build():
-    return Net()
-
-def normalised():
-    return Net(mean=0.5)
-
-def probabilities():
-    return Net(lambda logits: logits.softmax(1))
-
-def nan():
-    return Net(lambda logits: logits * float("nan"))
-
-def infinite():
-    return Net(lambda logits: logits / 0)
-
-def random():
-    return Net(lambda logits: logits + torch.rand_like(logits))
-
-def elsewhere():
-    return Net(lambda logits: logits + torch.zeros(3, device="meta"))
-
-def two_classes():
-    return Net(classes=2)
-
-def wide():
-    return nn.Linear(5, 3)
-
-def confused():
-    return Net(lambda logits: [logits])
-
-def raises():
-    return Net(lambda logits: logits.absent)
-"""
-
-FEW = ("--views", "classification", "--norm", "linf")
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model and 40 grey images of 6 x 6 pixels that it is right about, as .npz and as files."""
+    """A working directory with a model and data that it is right about."""
     monkeypatch.chdir(tmp_path)
-    Path("net.py").write_text(CODE)
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 6, 6), dtype=np.uint8)
-    y = answers(pixels)
-    np.savez("data.npz", x=pixels, y=y)
-    for row, (image, label) in enumerate(zip(pixels, y, strict=True)):
-        place = Path("images", "abc"[label], f"{row:02}.png")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(place)
-    assert set(y) == {0, 1, 2}
+    prepare()
     return tmp_path
-
-
-def answers(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    names: dict[str, Any] = {}
-    exec(CODE, names)
-    with torch.no_grad():
-        return names["build"]()(torch.from_numpy(pixels).float() / 255).argmax(1).numpy()
-
-
-def command(*arguments: str) -> Result:
-    return CliRunner().invoke(app, arguments, env={"COLUMNS": "300"}, catch_exceptions=False)
-
-
-def evaluated(*arguments: str, model: str = "net.py:build", data: str = "data.npz") -> Result:
-    return command("evaluate", "--model", model, "--data", data, *arguments)
-
-
-def process(*arguments: str) -> "subprocess.Popen[str]":
-    """A real one, in the working directory."""
-    python = [sys.executable, "-m", "brittle", *arguments]
-    return subprocess.Popen(python, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 class TestOutcome:
@@ -192,125 +106,6 @@ class TestOutcome:
         assert "is not an image" in skipped["reason"]
 
 
-def damaged_image(folder: Path) -> None:
-    path = folder / "images" / "a" / sorted(os.listdir(folder / "images" / "a"))[0]
-    path.write_bytes(path.read_bytes()[:60])
-
-
-def late_damaged_image(folder: Path) -> None:
-    path = folder / "images" / "c" / sorted(os.listdir(folder / "images" / "c"))[-1]
-    path.write_bytes(b"")
-
-
-def empty_class(folder: Path) -> None:
-    (folder / "images" / "d").mkdir()
-
-
-def another_size(folder: Path) -> None:
-    Image.new("L", (7, 9)).save(folder / "images" / "a" / "x.png")
-
-
-def another_class(folder: Path) -> None:
-    (folder / "images" / "d").mkdir()
-    Image.new("L", (6, 6)).save(folder / "images" / "d" / "x.png")
-
-
-def pickled_weights(folder: Path) -> None:
-    torch.save({"weight": torch.zeros(2)}, folder / "w.safetensors")
-
-
-def normalised_images(folder: Path) -> None:
-    x = np.random.default_rng(0).normal(size=(40, 1, 6, 6)).astype(np.float32)
-    np.savez(folder / "data.npz", x=x, y=np.zeros(40, np.int64))
-
-
-def a_file(folder: Path) -> None:
-    (folder / "file").touch()
-
-
-def nothing(folder: Path) -> None:
-    pass
-
-
-@pytest.mark.parametrize(
-    ("spoil", "changes", "expected"),
-    [
-        (damaged_image, {"data": "images"}, "in 'images' (skip_bad=True or --skip-bad"),
-        (late_damaged_image, {"data": "images"}, "is not an image"),
-        (empty_class, {"data": "images"}, "every class folder must hold images; got none in images/d"),
-        (another_size, {"data": "images"}, "got 6 x 6 (a/"),
-        (another_class, {"data": "images"}, "in [0, 3) for a model of 3 classes; got 3 for d/x.png"),
-        (nothing, {"model": "net.py:two_classes"}, "labels must be in [0, 2) for a model of 2 classes"),
-        (pickled_weights, {"--weights": "w.safetensors"}, "neither a torch checkpoint nor an"),
-        (normalised_images, {}, "x must lie inside bounds (0.0, 1.0)"),
-        (nothing, {"model": "net.py:probabilities"}, "must return logits; got probabilities"),
-        (nothing, {"model": "net.py:nan"}, "the model gave NaN logits"),
-        (nothing, {"model": "net.py:infinite"}, "must give finite logits"),
-        (nothing, {"model": "net.py:random"}, "the same logits for the same samples"),
-        (nothing, {"model": "net.py:elsewhere"}, "must take samples of shape [1, 6, 6]"),
-        (nothing, {"model": "net.py:wide"}, "must take samples of shape [1, 6, 6]"),
-        (nothing, {"model": "net.py:confused"}, "must return a tensor of logits; got list"),
-        (nothing, {"--device": "cuda:77"}, "device must be one of this machine; got 'cuda:77'"),
-        (a_file, {"--out": "file/below"}, "out must be a folder that can be made; got file/below"),
-        (nothing, {"--out": "/proc/run"}, "out must be a folder that can be made; got /proc/run"),
-        (nothing, {"model": "net.py:absent"}, "net.py must define absent"),
-        (nothing, {"data": "elsewhere"}, "elsewhere does not exist"),
-        (nothing, {"--groups": "g.csv"}, "groups must be a CSV file"),
-        (nothing, {"--size": "6,6"}, "size is for folders of images"),
-        (nothing, {"--views": "colour"}, "views must be one of 'classification'"),
-        (nothing, {"--norm": "l3"}, "norms must be one of 'linf', 'l2', 'l1'; got 'l3'"),
-        (nothing, {"--attacks": "luck"}, "attacks must be one of"),
-        (nothing, {"--epsilons": "small"}, "must be numbers or fractions such as 8/255; got 'small'"),
-        (nothing, {"--epsilons": "-1"}, "epsilons must hold at least one value, finite and > 0"),
-        (nothing, {"--reported": "0.1,0.2"}, "--reported must be one radius for each norm"),
-        (nothing, {"--reported": "0.123"}, "reported must be one of the epsilons"),
-        (nothing, {"--bounds": "0"}, "--bounds must be two numbers; got '0'"),
-        (nothing, {"--bounds": "1,0"}, "bounds must be (lo, hi) with lo < hi"),
-        (nothing, {"--mean": "0.5"}, "mean and std must be given together"),
-        (nothing, {"--precision": "float8"}, "precision must be one of"),
-        (nothing, {"--fail-under": "luck=1"}, "fail_under must be MEASURE=VALUE"),
-        (nothing, {"--fail-under": "robust=0.5@0.123"}, "at a radius that is evaluated"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_one_sentence(here: Path, spoil: Any, changes: dict[str, str], expected: str) -> None:
-    spoil(here)
-    named = dict(changes)
-    model, data = named.pop("model", "net.py:build"), named.pop("data", "data.npz")
-    usual = () if named.keys() & {"--views", "--norm"} else FEW
-    usual = ("--views", "robustness") if "--fail-under" in named else usual
-    outcome = evaluated(*usual, *(word for pair in named.items() for word in pair), model=model, data=data)
-    assert outcome.exit_code == 2, outcome.stderr
-    assert expected in outcome.stderr
-    assert "Traceback" not in outcome.stderr
-    assert not outcome.stdout
-    # The recipe for converting a checkpoint has two more lines.
-    said = [line for line in outcome.stderr.splitlines() if not line.startswith(" ")]
-    assert len(said) == 1
-    assert not said[0].startswith("warning")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["evaluate", "--data", "digits"], "--model"),
-        (["evaluate", "--model", "net.py:build"], "--data"),
-        (["evaluate", "--model", "a", "--data", "digits", "--limit", "0"], "--limit"),
-        (["evaluate", "--model", "a", "--data", "digits", "--steps", "many"], "--steps"),
-        (["evaluate", "--model", "a", "--data", "digits", "--colour", "red"], "--colour"),
-        (["verify", "nowhere"], "nowhere must be a folder with a run in it"),
-        (["compare", "nowhere", "there"], "run_a must be a folder with the report.json of a finished run"),
-        (["reference", "--model", "net.py:build", "--data", "data.npz"], "at least 50 samples; got 40"),
-        (["drift", "nowhere", "--model", "net.py:build", "--data", "data.npz"], "nowhere"),
-    ],
-)
-def test_other_mistakes(here: Path, arguments: list[str], expected: str) -> None:
-    outcome = command(*arguments)
-    assert outcome.exit_code == 2
-    assert expected in outcome.stderr
-    assert "Traceback" not in outcome.stderr
-    assert not outcome.stdout
-
-
 class TestInterruption:
     def test_an_internal_error_says_so_with_its_traceback(self, here: Path) -> None:
         outcome = evaluated(*FEW, model="net.py:raises")
@@ -391,97 +186,6 @@ class TestSeveralProcesses:
         assert time.monotonic() - begun > 0.5
         assert outcome.exit_code == 2
         assert "does not exist" in outcome.stderr
-
-
-class TestVerify:
-    @pytest.fixture
-    def run(self, here: Path) -> str:
-        attacks = ("--views", "robustness", "--norm", "linf", "--attacks", "fgsm", "--epsilons", "0.2")
-        assert evaluated(*attacks, "--out", "run").exit_code == 0
-        return "run"
-
-    def test_model_and_data_are_found_again(self, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        at = Path(run).resolve()
-        monkeypatch.chdir("/")
-        outcome = command("verify", str(at))
-        assert outcome.exit_code == 0, outcome.stderr
-        header, line = outcome.stdout.splitlines()
-        points = dict(zip(header.split(), line.replace("fgsm linf", "fgsm-linf").split(), strict=False))
-        assert int(points["points"]) > 0
-        assert points["points"] == points["fooling"] == points["inside"]
-
-    def test_options_take_their_place(self, run: str) -> None:
-        Path("net.py").rename("moved.py")
-        assert command("verify", run).exit_code == 2
-        outcome = command("verify", run, "--model", "moved.py:build", "--data", "data.npz")
-        assert outcome.exit_code == 0, outcome.stderr
-        changed = command("verify", run, "--model", "moved.py:two_classes", "--data", "data=data.npz")
-        assert changed.exit_code == 2
-        assert "weights" in changed.stderr
-
-    def test_a_spoiled_example_is_told(self, run: str) -> None:
-        from safetensors.torch import load_file, save_file
-
-        for path in Path(run, "adversarial").glob("*.safetensors"):
-            tensors = load_file(path)
-            tensors["adversarial"] += 0.5
-            save_file(tensors, path)
-        outcome = command("verify", run)
-        assert outcome.exit_code == 1
-        assert "not as their rows say" in outcome.stdout
-
-    def test_a_run_begun_from_python(self, here: Path) -> None:
-        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3))
-        x = torch.rand(8, 1, 6, 6)
-        evaluate(model, (x, torch.zeros(8, dtype=torch.int64)), "python", views=["classification"])
-        outcome = command("verify", "python")
-        assert outcome.exit_code == 2
-        assert "--model and --data must be given" in outcome.stderr
-
-
-def test_compare(here: Path) -> None:
-    for limit in ("20", "40"):
-        assert evaluated(*FEW, "--limit", limit, "--out", f"run{limit}").exit_code == 0
-    outcome = command("compare", "run20", "run40", "--out", "pages/both.html")
-    assert outcome.exit_code == 0, outcome.stderr
-    assert any(line.startswith("accuracy, data") for line in outcome.stdout.splitlines())
-    assert outcome.stdout.splitlines()[-1] == "page: pages/both.html"
-    assert Path("pages", "both.html").read_text().startswith("<!DOCTYPE html>")
-    rows = json.loads(command("compare", "run20", "run40", "--json").stdout)["rows"]
-    assert {"measure": "accuracy, data", "a": 1.0, "b": 1.0}.items() <= rows[0].items()
-    assert command("compare", "run20", "run40", "--out", "/proc/x.html").exit_code == 2
-
-
-def test_reference_and_drift(here: Path) -> None:
-    def saved(name: str, seed: int, scale: float) -> str:
-        pixels = np.random.default_rng(seed).random((300, 1, 6, 6)).astype(np.float32) * scale
-        np.savez(name, x=pixels, y=np.zeros(300, np.int64))
-        return name
-
-    made = command(
-        "reference", "--model", "net.py:build", "--data", saved("before.npz", 1, 1), "--out", "r/ref"
-    )
-    assert made.exit_code == 0, made.stderr
-    assert made.stdout == "300 samples; reference: r/ref\n"
-    alike = command("drift", "r/ref", "--model", "net.py:build", "--data", saved("alike.npz", 2, 1))
-    assert alike.exit_code == 0, alike.stdout + alike.stderr
-    assert alike.stdout.splitlines()[-1].startswith("no drift")
-    other = command(
-        "drift", "r/ref", "--model", "net.py:build", "--data", saved("other.npz", 3, 0.5), "--json"
-    )
-    assert other.exit_code == 1
-    assert json.loads(other.stdout)["drifted"] is True
-    wrong = command("drift", "r/ref", "--model", "net.py:two_classes", "--data", "alike.npz")
-    assert wrong.exit_code == 2
-    assert "other weights or layers" in wrong.stderr
-    Path("images", "a", "bad.png").write_text("no image")
-    torn = command("drift", "r/ref", "--model", "net.py:build", "--data", "images")
-    assert torn.exit_code == 2
-    assert "drift: a/bad.png: is not an image" in torn.stderr
-    mended = command("drift", "r/ref", "--model", "net.py:build", "--data", "images", "--skip-bad", "--json")
-    assert mended.exit_code in (0, 1), mended.stderr
-    assert json.loads(mended.stdout)["whole"]["samples"] == 40
-    assert "left out: a/bad.png" in mended.stderr
 
 
 OTHER_NAMES = {"norms": "norm"}
