@@ -64,7 +64,9 @@ class TestRobustAccuracy:
         logits, label = torch.eye(2)[[0] * 20] * 3, torch.tensor([0] * 18 + [1] * 2)
         ten = run_rows.make_set(samples=20, classes=2, logits=logits, label=label, features=None)
         distance = torch.tensor([*[0.01] * 4, *(0.02 + 0.001 * k for k in range(8)), *[torch.inf] * 8])
-        norm = robustness(ten, run_rows.make_attack(ten, "minimal", distance=distance))
+        search = run_rows.make_attack(ten, "minimal", distance=distance)
+        unknown = replace(search, distance=distance.double())  # also of those that are wrong anyway
+        norm = robustness(ten, unknown)
         minimal = norm["minimal_epsilon"]
         # Two are wrong as they are (0), four at 0.01, eight from 0.02 on, six never.
         assert {q["share"]: q["epsilon"] for q in minimal["quantiles"]} == {
@@ -148,6 +150,13 @@ class TestMasking:
         (sign,) = self.signs(rows, strong, beating(12))
         assert sign.startswith(f"{words} 12 of {len(right)} samples")
         assert self.signs(rows, strong, beating(2)) == []
+
+    def test_pgd_that_was_right_at_a_smaller_radius_is_not_beaten(self, rows: SetRows) -> None:
+        first, second = torch.zeros(4, 300, dtype=torch.bool), torch.zeros(4, 300, dtype=torch.bool)
+        first[0], second[1] = True, True
+        strong = replace(run_rows.make_attack(rows, "pgd"), fooled=first)
+        weak = replace(run_rows.make_attack(rows, "fgsm"), fooled=second)
+        assert robustness(rows, strong, weak)["masking"]["single_step_beats_iterative"] == 0
 
     def test_a_curve_that_stops_falling(self, rows: SetRows) -> None:
         distance = torch.where(torch.arange(300) < 100, 0.01, torch.inf)
@@ -245,6 +254,11 @@ def test_other_findings(rows: SetRows) -> None:
     assert findings("shift", replace(rows, conditions=tuple(noisy))) == [
         ("serious", "Accuracy falls under gaussian at severity 4")
     ]
+    many = run_rows.make_set(samples=4000)
+    said = run_rows.make_condition(many, "gaussian", 1, 0.1)
+    turned = torch.where(torch.arange(4000) % 20 == 0, (many.label + 1) % 10, said.predicted)
+    few = replace(many, conditions=(replace(said, predicted=turned),))
+    assert findings("shift", few) == []  # sure, and small
     weak = run_rows.make_set("weak", 300, sharpness=3.5, seed=8)
     assert findings("sets", rows, weak) == [("serious", "The model is worse on weak than on test")]
     alphas = (-0.1, 0.0, 0.1)

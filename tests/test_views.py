@@ -189,6 +189,15 @@ def test_ood_is_scikit_learns() -> None:
     assert energy["aupr"] == pytest.approx(metrics.average_precision_score(truth, strange), abs=SIX_DIGITS)
     fpr, tpr, _ = metrics.roc_curve(truth, strange, drop_intermediate=False)
     assert energy["fpr95"] == pytest.approx(fpr[tpr >= 0.95][0], abs=SIX_DIGITS)
+    rows = run_rows.make_set(samples=90), run_rows.make_set("strange", 60, sharpness=3.0, seed=2)
+    (one,) = view("ood", alone(*rows))["against"]
+    confidence = torch.cat([each.logits.double().softmax(1).max(1).values for each in rows]).numpy()
+    entropy = torch.cat([torch.special.entr(each.logits.double().softmax(1)).sum(1) for each in rows])
+    for name, score in (("max softmax", -confidence), ("entropy", entropy.numpy())):
+        found = next(each for each in one["scores"] if each["score"] == name)
+        expected = metrics.roc_auc_score(np.repeat([0, 1], [90, 60]), score)
+        assert found["auroc"] == pytest.approx(expected, abs=SIX_DIGITS)
+        assert expected > 0.7
     assert sum(energy["histogram"]["inside"]) == pytest.approx(1, abs=1e-4)
     assert len(energy["histogram"]["edges"]) == 31
 
@@ -204,11 +213,16 @@ def test_fpr95_counts_95_of_100() -> None:
 @pytest.mark.parametrize("trained_on", ["itself", "train"])
 def test_feature_distance_is_honest(trained_on: str) -> None:
     """As many features as samples: distances from the samples of a fit would be far too small."""
-    wide = {"dimensions": 60, "groups": None}
-    main = run_rows.make_set("test", 240, 3, **wide)
-    same = run_rows.make_set("same", 240, 3, seed=5, **wide)
-    moved = run_rows.make_set("moved", 240, 3, seed=6, moved=1.5, **wide)
-    others = [run_rows.make_set("train", 120, 3, seed=7, **wide)] if trained_on == "train" else []
+    # Of unlike widths, so that shrinkage towards equal ones is slight.
+    widths = torch.logspace(0, 1, 100)
+
+    def wide(name: str, samples: int, seed: int, moved: float = 0.0) -> SetRows:
+        rows = run_rows.make_set(name, samples, 3, dimensions=100, groups=None, seed=seed, moved=moved)
+        assert rows.features is not None
+        return replace(rows, features=rows.features * widths)
+
+    main, same, moved = wide("test", 240, 0), wide("same", 240, 5), wide("moved", 240, 6, moved=1.5)
+    others = [wide("train", 120, 7)] if trained_on == "train" else []
     against = view("ood", alone(main, same, moved, *others))["against"]
     assert [one["set"] for one in against] == ["same", "moved"]
     distance = [next(s for s in one["scores"] if s["score"] == "feature distance") for one in against]
@@ -255,6 +269,7 @@ def test_statistics() -> None:
     for right, sizes in (((90, 50), (100, 100)), ((3, 9), (10, 10)), ((1, 1), (40, 20))):
         table = [[k, n - k] for k, n in zip(right, sizes, strict=True)]
         assert differ_by_chance(right, sizes) == pytest.approx(fisher_exact(table).pvalue, abs=0.02)
+    assert differ_by_chance([100, 0], [100, 100]) == 1e-4  # of 9999 draws none: never quite 0
     assert differ_by_chance([3], [5]) is None
     assert differ_by_chance([3, 0], [5, 0]) is None
     assert differ_by_chance([5, 5], [5, 5]) == 1.0
