@@ -142,21 +142,9 @@ def _minimal(rows: Sequence[AttackRows], wrong: Tensor) -> dict[str, Any] | None
 def findings(numbers: dict[str, Any]) -> list[Finding]:
     """Radii that break the model, and reasons to doubt those that do not."""
     found = []
-    clean = numbers["clean_accuracy"]
     for one in numbers["norms"]:
-        name, at = NORM_NAMES.get(one["norm"], one["norm"]), one["epsilons"].index(one["reported"])
-        left, bounds = one["robust_accuracy"][at], one["interval"][at]
-        if clean and bounds[1] < BROKEN * clean:
-            found.append(
-                Finding(
-                    "critical" if bounds[1] < DESTROYED * clean else "serious",
-                    "robustness",
-                    f"Attacks break the model at epsilon {one['reported']:.3g} ({name})",
-                    f"{percent(left)} of {numbers['samples']} samples stay right (95 % interval "
-                    f"{percents(bounds)}), {percent(clean)} without an attack.",
-                    "Train on adversarial examples at this radius, and evaluate again.",
-                )
-            )
+        name = NORM_NAMES.get(one["norm"], one["norm"])
+        found += _breaks(numbers, one, name)
         signs = one["masking"]["signs"]
         if signs:
             found.append(
@@ -170,3 +158,25 @@ def findings(numbers: dict[str, Any]) -> list[Finding]:
                 )
             )
     return found
+
+
+def _breaks(numbers: dict[str, Any], one: dict[str, Any], name: str) -> list[Finding]:
+    """At the reported radius; or only a note, of the first larger one that does."""
+    clean, reported = numbers["clean_accuracy"], one["epsilons"].index(one["reported"])
+    broken = [at for at, bounds in enumerate(one["interval"]) if at and bounds[1] < BROKEN * clean]
+    if not broken:
+        return []
+    at = max(broken[0], reported)
+    bounds, eps = one["interval"][at], one["epsilons"][at]
+    within = broken[0] <= reported
+    return [
+        Finding(
+            "note" if not within else "critical" if bounds[1] < DESTROYED * clean else "serious",
+            "robustness",
+            f"Attacks break the model at epsilon {eps:.3g} ({name})"
+            + ("" if within else f", beyond the {one['reported']:.3g} that is asked about"),
+            f"{percent(one['robust_accuracy'][at])} of {numbers['samples']} samples stay right (95 % interval "
+            f"{percents(bounds)}), {percent(clean)} without an attack.",
+            "Train on adversarial examples of this radius, and evaluate again.",
+        )
+    ]

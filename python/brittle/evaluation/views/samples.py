@@ -49,7 +49,7 @@ def findings(numbers: dict[str, Any]) -> list[Finding]:
             "note",
             "samples",
             f"The model is sure and wrong {'once' if count == 1 else f'{count} times'}",
-            f"Wrong at a confidence above {SURE:.0%}: {count} samples of {numbers['set']}.",
+            f"Wrong at a confidence above {SURE:.0%}: {count} of the samples of {numbers['set']}.",
             "Look at the pictures: some may be labelled wrongly.",
         )
     ]

@@ -61,6 +61,6 @@ def findings(numbers: dict[str, Any]) -> list[Finding]:
             f"Accuracy falls under {kind.replace('_', ' ')} at severity {level['severity']}",
             f"From {percent(clean)} to {percent(level['accuracy'])} of {samples} samples at scale "
             f"{level['scale']:g}, with a mean confidence of {percent(level['confidence'])}.{more}",
-            "Train with such noise, or measure how much of it the data of the field holds.",
+            "Train with such changes, or measure how often the data of the field holds them.",
         )
     ]
