@@ -137,11 +137,7 @@ def clean_scores(rows: SetRows) -> dict[str, Any]:
 
 def macro_scores(label: Tensor, predicted: Tensor, classes: int) -> dict[str, Any]:
     """Precision, recall and F1, averaged over the classes that occur among labels or predictions."""
-    from torchmetrics.functional.classification import (
-        multiclass_f1_score,
-        multiclass_precision,
-        multiclass_recall,
-    )
+    from torchmetrics.functional.classification import multiclass_precision, multiclass_recall
 
     if len(label) == 0:
         return {"precision": None, "recall": None, "f1": None}
@@ -149,8 +145,17 @@ def macro_scores(label: Tensor, predicted: Tensor, classes: int) -> dict[str, An
     return {
         "precision": rounded(multiclass_precision(*arguments, average="macro", validate_args=False)),
         "recall": rounded(multiclass_recall(*arguments, average="macro", validate_args=False)),
-        "f1": rounded(multiclass_f1_score(*arguments, average="macro", validate_args=False)),
+        "f1": macro_f1(label, predicted, classes),
     }
+
+
+def macro_f1(label: Tensor, predicted: Tensor, classes: int) -> float | None:
+    """F1 averaged over the classes that occur among labels or predictions; of at least one sample."""
+    from torchmetrics.functional.classification import multiclass_f1_score
+
+    return rounded(
+        multiclass_f1_score(predicted, label, max(classes, 2), average="macro", validate_args=False)
+    )
 
 
 def means_over(index: Tensor, values: Tensor, groups: int) -> tuple[list[int], list[float]]:

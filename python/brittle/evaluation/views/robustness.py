@@ -175,8 +175,8 @@ def _breaks(numbers: dict[str, Any], one: dict[str, Any], name: str) -> list[Fin
             "robustness",
             f"Attacks break the model at epsilon {eps:.3g} ({name})"
             + ("" if within else f", beyond the {one['reported']:.3g} that is asked about"),
-            f"{percent(one['robust_accuracy'][at])} of {numbers['samples']} samples stay right (95 % interval "
-            f"{percents(bounds)}), {percent(clean)} without an attack.",
+            f"{percent(one['robust_accuracy'][at])} of {numbers['samples']} samples stay right (95 % "
+            f"interval {percents(bounds)}), {percent(clean)} without an attack.",
             "Train on adversarial examples of this radius, and evaluate again.",
         )
     ]

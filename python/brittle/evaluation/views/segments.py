@@ -13,7 +13,7 @@ from brittle.evaluation.views.common import (
     Finding,
     interval,
     labelled_sets,
-    macro_scores,
+    macro_f1,
     means_over,
     number,
     percent,
@@ -47,7 +47,7 @@ def _of(rows: SetRows) -> dict[str, Any]:
             "accuracy": accuracy[g],
             "interval": interval(right[g], counts[g]),
             "log_loss": number(loss[g]),
-            "f1": macro_scores(rows.label[members[g]], found.predicted[members[g]], len(rows.classes))["f1"],
+            "f1": macro_f1(rows.label[members[g]], found.predicted[members[g]], len(rows.classes)),
         }
         for g, name in enumerate(names)
     ]
