@@ -40,7 +40,7 @@ def _of(rows: SetRows) -> dict[str, Any]:
     _, loss = means_over(index, found.log_loss, len(names))
     members = torch.split(index.argsort(stable=True), counts)
     right = [int(found.correct[m].sum()) for m in members]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
             "group": name,
             "samples": counts[g],
