@@ -224,7 +224,7 @@ def test_segments_and_sets_numbers(summary: Summary, page: Page) -> None:
     shown(page, "sets", ("log-loss", *(number(row["log_loss"]) for row in rows)))
 
 
-def test_calibration_and_ood_numbers(summary: Summary, page: Page) -> None:
+def test_calibration_and_ood_numbers(summary: Summary, text: str, page: Page) -> None:
     for place, each in enumerate(summary["views"]["calibration"]["sets"]):
         for condition in each["conditions"]:
             name = condition["name"] if not place else f"{each['set']}, {condition['name']}"
@@ -236,6 +236,8 @@ def test_calibration_and_ood_numbers(summary: Summary, page: Page) -> None:
                 ends = f"{percent(part['low'])} to {percent(part['high'])}"
                 means = (percent(part["confidence"]), percent(part["accuracy"]))
                 shown(page, "calibration", (ends, count(part["samples"]), *means))
+    drawn = re.findall(r"Reliability diagram, ([\w .]+)", text)
+    assert drawn[:6] == ["clean", "fgsm 0.0157", "fgsm 0.0314", "fgsm 0.0941", "gaussian 5", "gaussian 3"]
     for against in summary["views"]["ood"]["against"]:
         for score in against["scores"]:
             auroc, aupr, fpr = (percent(score[key]) for key in ("auroc", "aupr", "fpr95"))

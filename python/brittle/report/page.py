@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -13,8 +12,8 @@ from cycler import cycler
 from matplotlib import style
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from brittle.report.pictures import Pixels, data_uri, perturbation_image
+from brittle.report.render import render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -27,8 +27,8 @@ def percent(share: float | None) -> str:
         return DASH
     if 0.9995 <= share < 1:
         return ">99.9 %"
-    if 0 < share < 0.0005:
-        return "<0.1 %"
+    if 0 < abs(share) < 0.0005:
+        return "<0.1 %" if share > 0 else ">\N{MINUS SIGN}0.1 %"
     return "100 %" if share == 1 else _signed(f"{share:.1%}".replace("%", " %"))
 
 

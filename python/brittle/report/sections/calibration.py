@@ -17,11 +17,10 @@ _SHOWN = 6
 def section(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Section:
     """Reliability diagrams of every set: clean, under noise, under attack."""
     sets = numbers["sets"]
-    panels = [
-        diagram(condition, _name(each, condition, numbers))
-        for each in sets
-        for condition in each["conditions"]
-    ]
+    attacks = tuple(summary["settings"].get("attacks", ()))
+    conditions = [(each, condition) for each in sets for condition in each["conditions"]]
+    conditions.sort(key=lambda pair: (pair[0] is not sets[0], *_rank(pair[1], attacks)))
+    panels = [diagram(condition, _name(each, condition, numbers)) for each, condition in conditions]
     parts: list[Part] = [Panels(panels[:_SHOWN], small=True, more=panels[_SHOWN:]), _measures(numbers)]
     lead = (
         "Of the samples that the model is 80 % sure of, 80 % should be right. Bars below the diagonal mean "
@@ -44,6 +43,13 @@ def diagram(condition: Json, name: str | None = None) -> Panel:
     table = Table(("confidence", "samples", "mean confidence", "accuracy"), rows)
     note = f"ECE {percent(condition.get('ece'))}, {count(condition['samples'])} samples"
     return Panel(name or condition["name"], reliability_diagram(condition), table, note)
+
+
+def _rank(condition: Json, attacks: tuple[str, ...]) -> tuple[int, float]:
+    """Clean first, then under attack, then under noise, the worst calibrated first."""
+    if condition["name"] == "clean":
+        return 0, 0.0
+    return (1, 0.0) if condition["name"].startswith(attacks) else (2, -(condition.get("ece") or 0.0))
 
 
 def _name(each: Json, condition: Json, numbers: Json) -> str:
