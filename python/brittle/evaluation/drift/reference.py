@@ -80,7 +80,7 @@ class Reference:
         Use data that the model was *not* trained on and that are what it will meet: on its own training data
         a model is surer than it ever will be again. One half of at most 10,000 random samples is what
         features' directions are fitted to, the other what distances are counted on. Memory: those features
-        (at most 128 MB) and 24 bytes a sample. The model is given back as it was.
+        (a few hundred MB at most) and 24 bytes a sample. The model is given back as it was.
 
         Args:
             model: an ``nn.Module``, a :class:`brittle.Target` of one, or a callable, that gives logits.
