@@ -1,8 +1,8 @@
 """Runs that are killed, in processes of their own; a script, started by test_resume.py.
 
 It imports what a run needs and starts no thread, so that each run is a fork of it. In a fork that is to be
-killed every write, commit and rename counts as an event, before and after it, and SIGKILL comes at the event of
-a given number: also in the middle of a file.
+killed every write, commit and rename counts as an event, before and after it, and SIGKILL comes at the event
+of a given number: also in the middle of a file.
 
     python interrupted_runs.py FOLDER MOMENTS
 """
@@ -22,7 +22,7 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import brittle.evaluation.finish
+import brittle.evaluation.run.finish
 import brittle.report
 import safetensors.torch  # noqa: F401
 import scipy.stats  # noqa: F401
@@ -30,8 +30,8 @@ import sklearn.covariance  # noqa: F401
 import torch
 import torch.distributed
 import torchmetrics.functional  # noqa: F401
-from brittle.evaluation import stages, store
-from brittle.evaluation.evaluate import evaluate
+from brittle.evaluation.run import answers, store
+from brittle.evaluation.run.evaluate import evaluate
 from run_folders import contents
 
 SAMPLES, CLASSES = 24, 3
@@ -178,7 +178,7 @@ def several_processes(out: Path, batch_size: int, count: int) -> list[int]:
 def main(folder: Path, moments: int) -> None:
     page = brittle.report.evaluation_page
     brittle.report.evaluation_page = quick_page
-    stages.LANDSCAPE_SIDE = 5
+    answers.LANDSCAPE_SIDE = 5
     events = {}
     for batch_size in BATCH_SIZES:
         assert one_process(folder / f"undisturbed {batch_size}", batch_size) == 0

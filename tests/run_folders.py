@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from brittle.evaluation.store import _COLUMNS
+from brittle.evaluation.run.store import _COLUMNS
 from safetensors.torch import load_file
 
 

@@ -14,9 +14,10 @@ import interrupted_runs
 import pytest
 import torch
 import zoo
-from brittle.evaluation import evaluate, load_report, stages, verify
-from brittle.evaluation.fingerprint import RunMismatch
-from brittle.evaluation.store import RunStore, RunStoreError
+from brittle.evaluation import evaluate, load_report, verify
+from brittle.evaluation.run import answers
+from brittle.evaluation.run.fingerprint import RunMismatch
+from brittle.evaluation.run.store import RunStore, RunStoreError
 from brittle.sources import BadSample, Source
 from brittle.target import Target
 from run_folders import contents
@@ -30,7 +31,7 @@ X, Y = DATA["main"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    monkeypatch.setattr(stages, "LANDSCAPE_SIDE", 5)
+    monkeypatch.setattr(answers, "LANDSCAPE_SIDE", 5)
     if "page" not in request.keywords:
         monkeypatch.setattr(brittle.report, "evaluation_page", interrupted_runs.quick_page)
 
@@ -57,7 +58,8 @@ def test_clean_rows_are_the_models_answers(tmp_path: Path) -> None:
             logits = MODEL(x).double()
             found = rows(
                 tmp_path,
-                "SELECT id, label, prediction, confidence, log_loss FROM samples WHERE data_set = ? ORDER BY id",
+                "SELECT id, label, prediction, confidence, log_loss FROM samples "
+                "WHERE data_set = ? ORDER BY id",
                 name,
             )
             ids, labels, predictions, confidences, losses = map(list, zip(*found, strict=True))
@@ -123,7 +125,9 @@ def test_attacks_on_a_linear_model_find_the_exact_distances(tmp_path: Path, norm
             if success:
                 assert exact[sample] <= eps * (1 + 1e-5)
             elif attack != "fgsm" or norm != "l1":
-                assert exact[sample] >= eps * (1 - 1e-3 if norm != "l1" else 0.8)
+                # "minimal" tells the nearest point to 1/256 of the largest radius.
+                least = eps * (0.999 if norm != "l1" else 0.8) - (0.3 / 256 if attack == "minimal" else 0)
+                assert exact[sample] >= least
     found = dict(rows(tmp_path, "SELECT id, distance FROM attacks WHERE attack = 'minimal'"))
     near = exact < 0.25
     assert near.sum() > 20
@@ -183,7 +187,7 @@ def test_the_landscape_is_the_loss_around_the_sample(tmp_path: Path) -> None:
     store.close()
     assert grid is not None
     grid = grid.reshape(5, 5)
-    steps = stages.landscape_steps(0.1)
+    steps = answers.landscape_steps(0.1)
     assert steps == pytest.approx((-0.1, -0.05, 0, 0.05, 0.1))
     with torch.no_grad():
         # The gradient of the loss points against the difference of the weights, (0.5, 3).
@@ -293,7 +297,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     one = tmp_path / "one"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "LANDSCAPE_SIDE", 21)
+        patch.setattr(answers, "LANDSCAPE_SIDE", 21)
         interrupted_runs.run(one, 64)
     assert contents(many) == contents(one)
     for name in ("report.json", "report.html"):
@@ -451,8 +455,8 @@ class Sometimes(nn.Module):
         (Random(), X, Y, "must give the same logits for the same samples; got differences"),
         (Sometimes(math.nan), X * 0.1, Y, "NaN logits for 24 sample"),
         (Sometimes(math.inf), X * 0.1, Y, "must give finite logits"),
-        (interrupted_runs.model().to("meta"), X, Y, "must be on one device, with its weights loaded; got meta"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), X, Y, r"must take samples of shape \[1, 6, 6\]; got mat1"),
+        (interrupted_runs.model().to("meta"), X, Y, "must be on one device, .*; got meta"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), X, Y, r"must take samples of shape \[1, 6, 6\]; got"),
         (nn.Sequential(nn.Flatten(), nn.Linear(36, 1)), X, Y * 0, "at least 2 classes; got 1"),
         (nn.Flatten(0), X, Y, r"must return floating-point logits \[N, C\]"),
     ],
@@ -604,3 +608,14 @@ def test_normalisation_stays_inside(tmp_path: Path) -> None:
     b = evaluate(Normalised(), (X, Y), tmp_path / "b", mean=[0.5], std=[0.25], **settings)
     ours, theirs = (one.summary["views"]["robustness"]["norms"][0]["robust_accuracy"] for one in (a, b))
     assert ours == theirs
+
+
+def test_requirements_that_nothing_will_measure_are_refused(tmp_path: Path) -> None:
+    for text, views in (
+        ("worst_group=0.5", None),
+        ("auroc=0.9", ["classification"]),
+        ("f1=0.5", ["robustness"]),
+    ):
+        with pytest.raises(ValueError, match=r"^evaluate: fail_under"):
+            evaluate(MODEL, (X, Y), tmp_path / "run", views=views, fail_under=[text])
+    assert not (tmp_path / "run").exists()

@@ -15,10 +15,10 @@ import brittle.report
 import interrupted_runs
 import pytest
 import torch
-from brittle.evaluation import stages
-from brittle.evaluation.evaluate import evaluate
-from brittle.evaluation.fingerprint import RunMismatch
-from brittle.evaluation.store import RunStore, RunStoreError, lock
+from brittle.evaluation.run import answers
+from brittle.evaluation.run.evaluate import evaluate
+from brittle.evaluation.run.fingerprint import RunMismatch
+from brittle.evaluation.run.store import RunStore, RunStoreError, lock
 from run_folders import contents
 
 MODEL = interrupted_runs.model()
@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(brittle.report, "evaluation_page", interrupted_runs.quick_page)
-    monkeypatch.setattr(stages, "LANDSCAPE_SIDE", 5)
+    monkeypatch.setattr(answers, "LANDSCAPE_SIDE", 5)
 
 
 def run(out: Path, **changes: Any) -> None:
@@ -44,7 +44,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(brittle.report, "evaluation_page", interrupted_runs.quick_page)
-        patch.setattr(stages, "LANDSCAPE_SIDE", 5)
+        patch.setattr(answers, "LANDSCAPE_SIDE", 5)
         run(out)
     return out
 

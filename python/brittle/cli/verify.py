@@ -38,7 +38,7 @@ def verify(
     op = "verify"
     with exit_codes(op):
         from brittle.evaluation import verify as check
-        from brittle.evaluation.store import read_run_json
+        from brittle.evaluation.run.store import read_run_json
 
         begun = read_run_json(run)
         inputs = _inputs(op, run, begun["arguments"], model, weights, data)

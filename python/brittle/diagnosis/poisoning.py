@@ -460,7 +460,7 @@ def _log(value: float) -> float:
 
 def _outliers(values: np.ndarray) -> np.ndarray:
     """For each value the chance that a draw of the others' normal distribution is as large."""
-    from scipy.stats import t  # type: ignore[import-untyped]
+    from scipy.stats import t
 
     p_values = np.ones(len(values))
     for place, value in enumerate(values):

@@ -2,12 +2,12 @@
 
 from brittle.evaluation.compare import Comparison, compare
 from brittle.evaluation.curve import Curve, accuracy_vs_epsilon
-from brittle.evaluation.evaluate import Report, evaluate
-from brittle.evaluation.finish import load_report
 from brittle.evaluation.minimal_epsilon import MinimalEpsilon, minimal_epsilon
 from brittle.evaluation.noise_sweep import SEVERITIES, NoiseSweep, noise_sweep
 from brittle.evaluation.noise_training import NoiseTrainingTable, noise_training_table
-from brittle.evaluation.verify import Verification, verify
+from brittle.evaluation.run.evaluate import Report, evaluate
+from brittle.evaluation.run.finish import load_report
+from brittle.evaluation.run.verify import Verification, verify
 
 __all__ = [
     "SEVERITIES",

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from brittle.evaluation.fingerprint import of_weights
 from brittle.evaluation.penultimate import capture_penultimate
+from brittle.evaluation.run.fingerprint import of_weights
 from brittle.similarity.features import Inputs, LayerFeatures, inputs
 from brittle.sources import Source
 from brittle.target import Model, Target

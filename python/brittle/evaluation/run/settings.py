@@ -8,16 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from brittle import _checks as check
-from brittle.evaluation.stages import (
-    Attacked,
-    Clean,
-    Iterated,
-    RandomSearch,
-    Shift,
-    SingleStep,
-    Stage,
-    Surroundings,
-)
+from brittle.evaluation.run.answers import Clean, Shift, Surroundings
+from brittle.evaluation.run.attacked import Attacked
+from brittle.evaluation.run.iterated import Iterated
+from brittle.evaluation.run.single_steps import RandomSearch, SingleStep
+from brittle.evaluation.run.work import Stage
 from brittle.target import PRECISIONS, Bounds
 
 VIEWS = (

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from brittle.engine import distances
-from brittle.evaluation import fingerprint
-from brittle.evaluation.store import RunStore, RunStoreError, read_run_json
+from brittle.evaluation.run import fingerprint
+from brittle.evaluation.run.store import RunStore, RunStoreError, read_run_json
 from brittle.sources import Source, as_source
 from brittle.target import Model, Target
 

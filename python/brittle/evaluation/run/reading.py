@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from brittle.evaluation.rows import AttackRows, Condition, Landscape, RunRows, SetRows
-from brittle.evaluation.store import RunStore
+from brittle.evaluation.run.store import RunStore
 
 _FLAGS = ("zero_gradient", "nonfinite_gradient", "stalled", "cycled")
 

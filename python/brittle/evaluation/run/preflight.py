@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle import _checks as check
-from brittle.evaluation.settings import NOISE
+from brittle.evaluation.run.settings import NOISE
 from brittle.noise import uniform
 from brittle.sources import BadSample, Source
 from brittle.target import Target

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from brittle import __version__
 from brittle.diagnosis import near_duplicates
-from brittle.evaluation.preflight import SetAbout, as_json
-from brittle.evaluation.reading import read_rows
 from brittle.evaluation.rows import AttackRows, Duplicates, RunRows, SetRows
-from brittle.evaluation.settings import Settings
-from brittle.evaluation.stages import Attacked, landscape_steps
-from brittle.evaluation.store import RunStore, RunStoreError, read_run_json, write_json, write_whole
+from brittle.evaluation.run.answers import landscape_steps
+from brittle.evaluation.run.attacked import Attacked
+from brittle.evaluation.run.preflight import SetAbout, as_json
+from brittle.evaluation.run.reading import read_rows
+from brittle.evaluation.run.settings import Settings
+from brittle.evaluation.run.store import RunStore, RunStoreError, read_run_json, write_json, write_whole
 from brittle.evaluation.verdict import Requirement
 from brittle.evaluation.views import summarise
 from brittle.sources import BadSample
@@ -85,6 +86,7 @@ def finish(
         requirements=requirements,
         provenance=_provenance(begun, settings, provenance),
     )
+    # Notes are the mildest of findings, which stand in order of severity.
     summary["findings"] += notes
     pictures: Pictures = {}
     if "robustness" in summary["views"]:

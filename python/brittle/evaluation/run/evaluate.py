@@ -13,14 +13,15 @@ import torch
 
 from brittle import __version__
 from brittle import _checks as check
-from brittle.evaluation import fingerprint
-from brittle.evaluation.finish import finish, load_report
-from brittle.evaluation.preflight import SetAbout, as_json, look_at
-from brittle.evaluation.settings import LANDSCAPE_SAMPLES, NOISE, Settings
-from brittle.evaluation.stages import Clean, Shift, Stage, Surroundings, Work
-from brittle.evaluation.store import FORMAT, RunStore, RunStoreError, lock, read_run_json, write_json
+from brittle.evaluation.run import fingerprint
+from brittle.evaluation.run.answers import Clean, Shift, Surroundings
+from brittle.evaluation.run.finish import finish, load_report
+from brittle.evaluation.run.preflight import SetAbout, as_json, look_at
+from brittle.evaluation.run.settings import LANDSCAPE_SAMPLES, NOISE, Settings
+from brittle.evaluation.run.store import FORMAT, RunStore, RunStoreError, lock, read_run_json, write_json
+from brittle.evaluation.run.work import Stage, Work
+from brittle.evaluation.run.workers import Workers, workers
 from brittle.evaluation.verdict import check_requirements, parse_requirement
-from brittle.evaluation.workers import Workers, workers
 from brittle.sources import as_source
 from brittle.target import Bounds, Model, Target
 
@@ -99,7 +100,7 @@ def evaluate(
             ``"landscape"``, ``"samples"``, ``"repeat"``, ``"duplicates"``.
         norms: of the attacks: ``"linf"``, ``"l2"``, ``"l1"``.
         epsilons: radii, finite and > 0, by norm; a plain sequence is for Linf. By default
-            :data:`brittle.evaluation.settings.EPSILONS`, times the width of the bounds.
+            :data:`brittle.evaluation.run.settings.EPSILONS`, times the width of the bounds.
         reported: the radius that the report speaks of first, one of the epsilons, by norm; by default the
             one nearest to 8/255 (Linf), 0.5 (L2), 12 (L1).
         attacks: ``"fgsm"`` (a single step), ``"pgd"`` (with restarts, the radii bisected), ``"minimal"``
@@ -153,7 +154,6 @@ def evaluate(
         views, norms, epsilons, reported, attacks, steps, restarts, seed, repeat_seeds, precision, bounds
     )
     requirements = [parse_requirement(text) for text in fail_under]
-    check_requirements(requirements, settings.as_json())
     named = data if isinstance(data, Mapping) else {"data": data}
     if not named:
         raise ValueError(f"{op}: data must hold at least one set; got none")
@@ -162,6 +162,13 @@ def evaluate(
         raise ValueError(
             f"{op}: data sets must not be called {NOISE!r}, which is the report's own; got {tuple(sources)}"
         )
+    main, *others = sources.values()
+    check_requirements(
+        requirements,
+        settings.as_json(),
+        groups=main.groups is not None,
+        sets=1 + len(others) + ("ood" in settings.views),
+    )
     target = Target(
         model,
         bounds,

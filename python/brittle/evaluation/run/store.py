@@ -8,9 +8,9 @@
 ====================== =======================================================================================
 
 A sample's rows of one stage are committed together with its mark in ``done``, so a process may be killed at
-any moment: what is marked is whole, and what is not will be done again. A file of points is written under another
-name, flushed to disk and renamed, and only then do rows name it; a file that no row names is what a killed
-process left, and is removed when the run is next begun.
+any moment: what is marked is whole, and what is not will be done again. A file of points is written under
+another name, flushed to disk and renamed, and only then do rows name it; a file that no row names is what a
+killed process left, and is removed when the run is next begun.
 """
 
 from __future__ import annotations

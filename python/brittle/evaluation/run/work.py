@@ -1,0 +1,158 @@
+"""The work of an evaluation: a stage, a worker's share of it, and how its rows are committed.
+
+What a stage writes about a sample depends on the sample, its id and the run's settings alone. So it does not
+matter which worker does it, in which batch, or whether it was done before or after an interruption.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from brittle.evaluation.run.store import Row, RunStore
+from brittle.evaluation.scores import Answers
+from brittle.losses import attack_loss
+from brittle.sources import BadSample, Source
+from brittle.target import Loss, Target
+
+Tick = Callable[[int], None]
+
+_FLUSH_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """A worker's share of one stage on one data set.
+
+    Attributes:
+        store: where rows go.
+        target: entered, with a fixed batch.
+        source: the data set.
+        data_set: its name.
+        ids: the samples still to be done.
+        batch_size: samples to read, and slots of an attack.
+        seed: of the run.
+        skip_bad: record samples that cannot be read instead of giving up.
+        tick: called with the number of samples finished.
+    """
+
+    store: RunStore
+    target: Target
+    source: Source
+    data_set: str
+    ids: Sequence[int]
+    batch_size: int
+    skip_bad: bool
+    tick: Tick
+
+    def batches(self, size: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """x, y and ids on the model's device, ``size`` samples at a time."""
+        size = self.batch_size if size is None else size
+        device = self.target.device or torch.device("cpu")
+        for first in range(0, len(self.ids), size):
+            rows = list(self.ids[first : first + size])
+            while rows:
+                try:
+                    x, y = self.source.load(rows)
+                except BadSample as bad:
+                    if not self.skip_bad:
+                        raise ValueError(
+                            f"evaluate: data must be readable; got {bad} in {self.data_set!r} (skip_bad=True "
+                            "or --skip-bad leaves such samples out and lists them)"
+                        ) from None
+                    self.store.skip(self.data_set, bad.row, bad.name, bad.reason)
+                    rows.remove(bad.row)
+                    self.tick(1)
+                    continue
+                yield x.to(device), y.to(device), torch.tensor(rows, device=device)
+                break
+
+
+class Writer:
+    """Gathers the rows of finished samples and commits them, some at a time.
+
+    Args:
+        work: whose samples they are.
+        stage: which marks them as done.
+        attack: attack, norm and seed of the adversarial points, if there are any.
+    """
+
+    def __init__(self, work: Work, stage: str, attack: tuple[str, str, int] | None = None) -> None:
+        self._work, self._stage, self._attack = work, stage, attack
+        self.data_set = work.data_set
+        self._rows: dict[str, list[Row]] = {}
+        self._ids: list[int] = []
+        self._points: list[tuple[Tensor, Tensor]] = []
+        self._last = time.monotonic()
+
+    def add(self, ids: Sequence[int], rows: Mapping[str, Iterable[Row]]) -> None:
+        """These samples are finished; their rows, by table."""
+        for table, values in rows.items():
+            self._rows.setdefault(table, []).extend(values)
+        self._ids += ids
+        if len(self._ids) >= self._work.batch_size or time.monotonic() - self._last > _FLUSH_SECONDS:
+            self.flush()
+
+    def add_points(self, ids: Tensor, points: Tensor) -> None:
+        """Adversarial points of samples that are about to be added."""
+        if len(ids):
+            self._points.append((ids.cpu(), points.detach().cpu()))
+
+    def flush(self) -> None:
+        """Commit what has been gathered."""
+        if not self._ids:
+            return
+        store, data_set = self._work.store, self._work.data_set
+        if self._points:
+            assert self._attack is not None
+            ids, points = (torch.cat(parts) for parts in zip(*self._points, strict=True))
+            order = ids.argsort()
+            attack, norm, seed = self._attack
+            file = store.save_points(f"{data_set}-{attack}-{norm}-{seed}", ids[order], points[order])
+            self._rows["points"] = [
+                (data_set, attack, norm, seed, sample, file, place)
+                for place, sample in enumerate(ids[order].tolist())
+            ]
+        with store.writing():
+            for table, rows in self._rows.items():
+                store.insert(table, rows)
+            store.mark(self._stage, data_set, self._ids)
+        self._work.tick(len(self._ids))
+        self._rows, self._ids, self._points = {}, [], []
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After an interruption too: what is finished is kept.
+        if kind is None or issubclass(kind, KeyboardInterrupt):
+            self.flush()
+
+
+class Stage(ABC):
+    """Something that is done to every sample of a data set."""
+
+    name: str
+
+    @abstractmethod
+    def run(self, work: Work) -> None:
+        """Do it to ``work.ids``."""
+
+
+def answer_rows(
+    data_set: str, kind: str, level: int, scale: float, seed: int, ids: Tensor, found: Answers
+) -> list[Row]:
+    """Rows of the table ``answers``."""
+    columns = (part.tolist() for part in (ids, found.predicted, found.confidence, found.log_loss))
+    return [(data_set, kind, level, scale, seed, *row) for row in zip(*columns, strict=True)]
+
+
+def away_from(y: Tensor) -> Loss:
+    """The loss that an attack ascends to leave the labels."""
+    return lambda logits: attack_loss("ce", logits, y)
