@@ -72,3 +72,8 @@ class Page(HTMLParser):
     def rows(self, section: str) -> Rows:
         """Every row of every table of a section."""
         return [row for table in self.tables.get(section, []) for row in table]
+
+    def shows(self, section: str, row: tuple[str, ...]) -> None:
+        """Fails unless a section has this row in one of its tables."""
+        rows = self.rows(section)
+        assert row in rows, f"{row} is not among the {len(rows)} rows of {section}"

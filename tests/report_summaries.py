@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
+from brittle.report import evaluation_page
 
 Summary = dict[str, Any]
 EPSILONS = {
@@ -20,6 +22,13 @@ def interval(share: float, samples: int) -> list[float]:
     middle = (share + z * z / (2 * samples)) / (1 + z * z / samples)
     half = z / (1 + z * z / samples) * np.sqrt(share * (1 - share) / samples + z * z / (4 * samples**2))
     return [float(middle - half), float(middle + half)]
+
+
+@cache
+def whole() -> tuple[Summary, str]:
+    """The summary and its page, drawn once for all tests. Not to be changed: take a copy."""
+    everything = summary()
+    return everything, evaluation_page(everything, pictures(everything))
 
 
 def summary(classes: int = 10, samples: int = 500, names: tuple[str, ...] | None = None) -> Summary:

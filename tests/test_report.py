@@ -7,7 +7,6 @@ import copy
 import io
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import run_rows
 from brittle import report
 from brittle.evaluation.compare import compare
 from brittle.evaluation.views import summarise
-from brittle.report.text import count, epsilon, interval, number, percent
+from brittle.report.text import count, number, percent
 from html_pages import Page
 from matplotlib import image, rc_context
 
@@ -26,12 +25,12 @@ Summary = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def summary() -> Summary:
-    return report_summaries.summary()
+    return report_summaries.whole()[0]
 
 
 @pytest.fixture(scope="module")
-def text(summary: Summary) -> str:
-    return report.evaluation_page(summary, report_summaries.pictures(summary))
+def text() -> str:
+    return report_summaries.whole()[1]
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +41,6 @@ def page(text: str) -> Page:
 def only(summary: Summary, *views: str) -> Summary:
     """The summary with no other views."""
     return summary | {"views": {name: summary["views"][name] for name in views}}
-
-
-def shown(page: Page, section: str, row: tuple[str, ...]) -> None:
-    found = page.rows(section)
-    assert row in found, f"{row} is not among the {len(found)} rows of {section}"
 
 
 def harmless(text: str) -> Page:
@@ -143,144 +137,6 @@ def test_key_figures(page: Page, summary: Summary) -> None:
     assert "97.8 % AUROC best score (feature distance) on the hardest set" in words
 
 
-def test_robustness_numbers(summary: Summary, page: Page) -> None:
-    shown(page, "robustness", ("0", "97.0 %", "95.1 % to 98.2 %", "97.0 %", "97.0 %", "97.0 %", "97.0 %"))
-    for norm in summary["views"]["robustness"]["norms"]:
-        for k, eps in enumerate(norm["epsilons"]):
-            name = f"{epsilon(eps)} ({eps:.4f})" if "/" in epsilon(eps) else epsilon(eps)
-            worst = (percent(norm["robust_accuracy"][k]), interval(norm["interval"][k]))
-            row = (name, *worst, *(percent(c["accuracy"][k]) for c in norm["curves"]))
-            shown(page, "robustness", row)
-        smallest = norm["minimal_epsilon"]
-        for each in smallest["quantiles"]:
-            shown(page, "robustness", (f"{percent(each['share'])} of samples", epsilon(each["epsilon"])))
-        shown(page, "robustness", ("median", epsilon(smallest["median"])))
-        shown(page, "robustness", ("never fooled", "7"))
-        shown(page, "robustness", ("searched up to epsilon", epsilon(smallest["upper"])))
-        for eps, share in zip(*smallest["curve"].values(), strict=True):
-            shown(page, "robustness", (f"within {eps:.4g}", percent(share)))
-    shown(page, "robustness", ("with a zero gradient", "2"))
-    shown(page, "robustness", ("fooled by random search alone", "3"))
-    shown(page, "robustness", ("still right at the largest epsilon", "1.4 %"))
-    shown(page, "robustness", ("forwards of the model", "183,211"))
-    assert "No sign of gradient masking, Linf" in page.text
-    assert "Signs of gradient masking, L2" in page.text
-    for each in summary["views"]["robustness"]["examples"]:
-        found = [row for row in page.rows("robustness") if row[0] == each["name"]]
-        after = f"{each['after']['label']} ({percent(each['after']['confidence'])})"
-        assert [row[5] for row in found] == [after]
-
-
-def test_classification_numbers(summary: Summary, page: Page) -> None:
-    sets = summary["views"]["classification"]["sets"]
-    measures: dict[str, tuple[str, Callable[[Any], str]]] = {
-        "samples": ("samples", count),
-        "accuracy": ("accuracy", percent),
-        "95 % interval": ("interval", interval),
-        "balanced accuracy": ("balanced_accuracy", percent),
-        "precision (macro)": ("precision", percent),
-        "recall (macro)": ("recall", percent),
-        "F1 (macro)": ("f1", percent),
-        "average precision (macro)": ("average_precision", percent),
-        "log-loss": ("log_loss", number),
-        "Hamming distance": ("hamming", number),
-    }
-    for name, (key, show) in measures.items():
-        shown(page, "classification", (name, *(show(each[key]) for each in sets)))
-    for each in sets:
-        for row in each["per_class"]:
-            shares = (percent(row[key]) for key in ("precision", "recall", "f1", "average_precision"))
-            shown(page, "classification", (row["class"], count(row["support"]), *shares))
-        for label, row in zip("0123456789", each["confusion"], strict=True):
-            shown(page, "classification", (label, *map(str, row)))
-        for curve in each["curves"]:
-            for recall, precision in zip(curve["recall"], curve["precision"], strict=True):
-                shown(page, "classification", (curve["class"], percent(recall), percent(precision)))
-        confusion = np.array(each["confusion"])
-        np.fill_diagonal(confusion, 0)
-        i, j = np.unravel_index(confusion.argmax(), confusion.shape)
-        share = confusion[i, j] / np.sum(each["confusion"][i])
-        shown(page, "classification", (str(i), str(j), str(confusion[i, j]), percent(share)))
-
-
-def test_segments_and_sets_numbers(summary: Summary, page: Page) -> None:
-    [each] = summary["views"]["segments"]["sets"]
-    for group in each["groups"]:
-        numbers = (percent(group["accuracy"]), interval(group["interval"]))
-        more = (number(group["log_loss"]), percent(group["f1"]))
-        shown(page, "segments", (group["group"], count(group["samples"]), *numbers, *more))
-    shown(page, "segments", ("worst segment", "portable"))
-    shown(page, "segments", ("best segment", "scanner A"))
-    shown(page, "segments", ("accuracy gap", "17.1 %"))
-    shown(page, "segments", ("recall gap", "22.1 %"))
-    shown(page, "segments", ("p-value", "0.000213"))
-    rows = summary["views"]["sets"]["rows"]
-    for row in rows:
-        numbers = (percent(row["accuracy"]), interval(row["interval"]))
-        shown(page, "sets", (row["set"], count(row["samples"]), *numbers))
-    for name, key in (("precision", "precision"), ("F1", "f1"), ("mean confidence", "confidence")):
-        shown(page, "sets", (name, *(percent(row[key]) for row in rows)))
-    shown(page, "sets", ("ECE", "1.9 %", "1.9 %"))
-    shown(page, "sets", ("log-loss", *(number(row["log_loss"]) for row in rows)))
-
-
-def test_calibration_and_ood_numbers(summary: Summary, text: str, page: Page) -> None:
-    for place, each in enumerate(summary["views"]["calibration"]["sets"]):
-        for condition in each["conditions"]:
-            name = condition["name"] if not place else f"{each['set']}, {condition['name']}"
-            keys = ("accuracy", "confidence", "ece", "mce", "over_confidence")
-            shares = (percent(condition[key]) for key in keys)
-            row = (name, count(condition["samples"]), *shares, number(condition["brier"]))
-            shown(page, "calibration", row)
-            for part in condition["bins"]:
-                ends = f"{percent(part['low'])} to {percent(part['high'])}"
-                means = (percent(part["confidence"]), percent(part["accuracy"]))
-                shown(page, "calibration", (ends, count(part["samples"]), *means))
-    drawn = re.findall(r"Reliability diagram, ([\w .]+)", text)
-    assert drawn[:6] == ["clean", "fgsm 0.0157", "fgsm 0.0314", "fgsm 0.0941", "gaussian 5", "gaussian 3"]
-    for against in summary["views"]["ood"]["against"]:
-        for score in against["scores"]:
-            auroc, aupr, fpr = (percent(score[key]) for key in ("auroc", "aupr", "fpr95"))
-            shown(page, "ood", (score["score"], auroc, "—", aupr, fpr))
-            bars = score["histogram"]
-            for k, (a, b) in enumerate(zip(bars["inside"], bars["outside"], strict=True)):
-                ends = f"{number(bars['edges'][k])} to {number(bars['edges'][k + 1])}"
-                shown(page, "ood", (ends, percent(a), percent(b)))
-
-
-def test_shift_landscape_and_repeat_numbers(summary: Summary, page: Page) -> None:
-    views = summary["views"]
-    shown(page, "shift", ("0 (clean)", "—", "97.0 %", "1.9 %", "95.5 %", "0.153"))
-    for kind in views["shift"]["kinds"]:
-        for level in kind["levels"]:
-            shares = (percent(level[key]) for key in ("accuracy", "ece", "confidence"))
-            severity = (str(level["severity"]), number(level["scale"]))
-            shown(page, "shift", (*severity, *shares, number(level["log_loss"])))
-        shown(page, "shift", (kind["kind"], *(percent(level["accuracy"]) for level in kind["levels"])))
-    surface = views["landscape"]
-    for k, alpha in enumerate(surface["alphas"]):
-        shown(page, "landscape", (f"{alpha:.3g}", *map(number, surface["mean"][k])))
-        along = (number(surface["along_gradient"][k]), number(surface["along_random"][k]))
-        shown(page, "landscape", (f"{alpha:.3g}", *along))
-    for measure in views["repeat"]["measures"]:
-        ends = (percent(measure["mean"]), percent(measure["spread"]))
-        shown(page, "repeat", (measure["measure"], *ends, *map(percent, measure["values"])))
-
-
-def test_samples_duplicates_and_run_numbers(summary: Summary, page: Page) -> None:
-    for item in summary["views"]["samples"]["items"]:
-        names = (item["name"], str(item["id"]), item["label"], item["prediction"])
-        shown(page, "samples", (*names, percent(item["confidence"]), number(item["log_loss"])))
-    for pair in summary["views"]["duplicates"]["pairs"]:
-        names = (f"{pair['test']} {pair['test_id']}", f"{pair['train']} {pair['train_id']}")
-        shown(page, "duplicates", (*names, number(pair["cosine"]), number(pair["p"])))
-    shown(page, "duplicates", ("other hospital against digits", "250", "4", "0.996"))
-    shown(page, "run", ("digits", "500", "yes", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9", "yes", "0"))
-    shown(page, "run", ("other hospital", "3/0041.png", "not an image: cannot identify image file"))
-    for value in (*summary["provenance"].values(), "linf: 0.0313725; l2: 0.5", "fgsm, pgd, minimal, random"):
-        assert value in page.text
-
-
 def test_views_that_are_absent_are_not_on_the_page(summary: Summary) -> None:
     for name in ("samples", "repeat", "duplicates", "sets"):
         page = harmless(report.evaluation_page(only(summary, name), {}))
@@ -345,10 +201,10 @@ def test_missing_numbers_are_dashes(summary: Summary) -> None:
     bare["views"] = nulled(bare["views"])
     page = harmless(report.evaluation_page(bare, {}))
     assert not re.search(r"\b(nan|None)\b", page.text)
-    shown(page, "classification", ("accuracy", "—", "—"))
-    shown(page, "segments", ("portable", "80", "—", "—", "—", "—"))
-    shown(page, "shift", ("1", number(0.0605), "—", "—", "—", "—"))
-    shown(page, "robustness", ("median", "—"))
+    page.shows("classification", ("accuracy", "—", "—"))
+    page.shows("segments", ("portable", "80", "—", "—", "—", "—"))
+    page.shows("shift", ("1", number(0.0605), "—", "—", "—", "—"))
+    page.shows("robustness", ("median", "—"))
 
 
 def test_a_thousand_classes_stay_readable() -> None:
@@ -361,7 +217,7 @@ def test_a_thousand_classes_stay_readable() -> None:
     lengths: dict[str, list[int]] = {}
     for table in page.tables["classification"]:
         lengths.setdefault(table[0][1], []).append(len(table) - 1)
-    assert lengths["predicted as"] == [10, 10, 10, 10]  # ten more unfold
+    assert lengths["predicted as"] == [20, 20]
     assert lengths["support"] == [20, 980, 20, 980]
     assert lengths["recall"] == [20 * 41] * 2
     assert "synset 0003, synset 0004 … synset 0999 (1,000)" in page.text
@@ -402,7 +258,7 @@ def test_samples_without_pictures_are_listed(summary: Summary) -> None:
     page = Page(report.evaluation_page(only(summary, "samples", "duplicates", "robustness"), {}))
     assert not page.every("img")
     assert not page.every("article")
-    shown(page, "samples", ("#0", "0", "0", "1", "99.1 %", "7.310"))
+    page.shows("samples", ("#0", "0", "0", "1", "99.1 %", "7.310"))
 
 
 def test_summary_of_real_rows() -> None:
@@ -413,7 +269,7 @@ def test_summary_of_real_rows() -> None:
     for finding in rows["findings"]:
         assert " ".join(finding["evidence"].split()) in words
     for row in rows["views"]["classification"]["sets"][0]["per_class"]:
-        shown(page, "classification", (row["class"], count(row["support"]), *(percent(row[k]) for k in KEYS)))
+        page.shows("classification", (row["class"], count(row["support"]), *(percent(row[k]) for k in KEYS)))
 
 
 KEYS = ("precision", "recall", "f1", "average_precision")
@@ -441,17 +297,17 @@ def test_two_runs_side_by_side(summary: Summary) -> None:
     assert words.index(summary["verdict"]["headline"]) < words.index("Holds.")
     before = summary["views"]["classification"]["sets"][0]["accuracy"]
     less = f"↓ {number(-0.006)}"
-    shown(page, "numbers", ("accuracy, digits", number(before), number(before - 0.006), less, "worse", ""))
+    page.shows("numbers", ("accuracy, digits", number(before), number(before - 0.006), less, "worse", ""))
     [row] = [row for row in page.rows("numbers") if row[0] == "robust accuracy, linf 0.03137"]
     assert row[3].startswith("↑ +0.")
     assert row[4:] == ("better", "apart")
     assert page.figures == {"curves": 2, "calibration": 8}
     robust = [run["views"]["robustness"]["norms"][1]["robust_accuracy"][3] for run in (summary, fixed)]
-    shown(page, "curves", ("0.5", *map(percent, robust)))
+    page.shows("curves", ("0.5", *map(percent, robust)))
     gone, new, kept = (words.index(f"{name} (") for name in ("Gone", "New", "Kept"))
     assert new < words.index("Slower") < kept < words.index("The segment portable is far behind") < gone
     assert gone < words.index("Fewer than half of the samples survive")
-    shown(page, "settings", ("Steps", "40", "100"))
+    page.shows("settings", ("Steps", "40", "100"))
 
 
 def test_comparison_is_escaped_and_survives_missing_views(summary: Summary) -> None:

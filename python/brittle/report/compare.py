@@ -38,6 +38,15 @@ def compare_page(a: Json, b: Json, comparison: Json) -> str:
 
     Returns:
         HTML, complete in itself; the same arguments give the same bytes.
+
+    Example:
+        >>> verdict = {"held": None, "headline": "Holds.", "sentences": [], "requirements": []}
+        >>> a = {"title": "Before", "partial": None, "verdict": verdict, "main": "test"}
+        >>> a |= {"findings": [], "settings": {"steps": 40}, "views": {}}
+        >>> numbers = {"rows": [], "notes": [], "findings": {"gone": [], "new": [], "kept": []}}
+        >>> page = compare_page(a, a | {"title": "After"}, numbers)
+        >>> "Before and After" in page, "Settings that differ" in page
+        (True, False)
     """
     differing = _differing_settings(a, b)
     sections = [_numbers(comparison["rows"]), _curves(a, b), _diagrams(a, b)]

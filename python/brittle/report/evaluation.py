@@ -40,6 +40,13 @@ def evaluation_page(summary: Json, pictures: Mapping[str, Pixels]) -> str:
 
     Returns:
         HTML, complete in itself; the same arguments give the same bytes.
+
+    Example:
+        >>> verdict = {"held": None, "headline": "Holds.", "sentences": [], "requirements": []}
+        >>> empty = {"findings": [], "sets": [], "settings": {}, "provenance": {}, "views": {}}
+        >>> page = evaluation_page({"title": "A <model>", "verdict": verdict, **empty}, {})
+        >>> "Holds." in page, "A &lt;model&gt;" in page
+        (True, True)
     """
     views = summary["views"]
     sections = [make(views[name], summary, pictures) for name, make in SECTIONS.items() if name in views]

@@ -106,7 +106,8 @@ def _confused_pairs(classes: Sequence[str], confusion: Sequence[Sequence[int]]) 
         for samples, of, i, j in wrong[:_CONFUSED_PAIRS]
     ]
     columns = ("true class", "predicted as", "samples", "share of the class")
-    return Table(columns, rows, "Most confused pairs of classes", words=frozenset({1}), shown=10)
+    shown = min(len(classes), _WORST_CLASSES)  # as long as the table of classes beside it
+    return Table(columns, rows, "Most confused pairs of classes", words=frozenset({1}), shown=shown)
 
 
 def _class_table(by_f1: Sequence[Json]) -> Table:
