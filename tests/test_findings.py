@@ -189,6 +189,15 @@ def test_attacks_that_break_the_model(rows: SetRows) -> None:
     assert findings("robustness", replace(rows, attacks=(later,))) == [
         ("note", "Attacks break the model at epsilon 0.0627 (Linf), beyond the 0.0314 that is asked about")
     ]
+    for share, expected in (
+        (3, [("moderate", "Attacks weaken the model at epsilon 0.0314 (Linf)")]),
+        (1, []),
+    ):
+        some = run_rows.make_attack(
+            rows, distance=torch.where(torch.arange(300) % 10 < share, 0.001, torch.inf)
+        )
+        found = findings("robustness", replace(rows, attacks=(some,)))
+        assert [one for one in found if "masking" not in one[1]] == expected
 
 
 def constant(samples: int, classes: int = 2) -> SetRows:

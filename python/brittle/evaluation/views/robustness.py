@@ -26,6 +26,7 @@ from brittle.evaluation.views.masking import masking
 CURVE_POINTS = 200
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
 DESTROYED = 0.1  # of the clean accuracy: what is left is of no use
+WEAKENED = 0.9  # of the clean accuracy: an attack that surely takes a tenth of it matters
 
 
 def numbers(run: RunRows) -> dict[str, Any] | None:
@@ -144,7 +145,7 @@ def findings(numbers: dict[str, Any]) -> list[Finding]:
     found = []
     for one in numbers["norms"]:
         name = NORM_NAMES.get(one["norm"], one["norm"])
-        found += _breaks(numbers, one, name)
+        found += [*_breaks(numbers, one, name), *_weakens(numbers, one, name)]
         signs = one["masking"]["signs"]
         if signs:
             found.append(
@@ -158,6 +159,24 @@ def findings(numbers: dict[str, Any]) -> list[Finding]:
                 )
             )
     return found
+
+
+def _weakens(numbers: dict[str, Any], one: dict[str, Any], name: str) -> list[Finding]:
+    """At the reported radius, where it does not break the model: a tenth of what is right, for certain."""
+    at = one["epsilons"].index(one["reported"])
+    bounds, low = one["interval"][at], numbers["clean_interval"][0]
+    if bounds[1] < BROKEN * numbers["clean_accuracy"] or bounds[1] >= WEAKENED * low:
+        return []
+    return [
+        Finding(
+            "moderate",
+            "robustness",
+            f"Attacks weaken the model at epsilon {one['reported']:.3g} ({name})",
+            f"{percent(one['robust_accuracy'][at])} of {numbers['samples']} samples stay right (95 % "
+            f"interval {percents(bounds)}), {percent(numbers['clean_accuracy'])} without an attack.",
+            "Look at the samples that fall first, and train on adversarial examples of this radius.",
+        )
+    ]
 
 
 def _breaks(numbers: dict[str, Any], one: dict[str, Any], name: str) -> list[Finding]:
