@@ -148,7 +148,7 @@ def test_same_bytes_whatever_the_reader_has_set(summary: Summary) -> None:
     small = only(summary, "robustness", "segments", "landscape")
     pictures = report_summaries.pictures(summary)
     first = report.evaluation_page(small, pictures)
-    with rc_context({"font.size": 30, "svg.hashsalt": None, "axes.facecolor": "red", "text.usetex": False}):
+    with rc_context({"font.size": 30, "svg.hashsalt": None, "grid.linestyle": ":", "xtick.major.pad": 20}):
         assert report.evaluation_page(json.loads(json.dumps(small)), pictures) == first
 
 

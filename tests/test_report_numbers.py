@@ -46,8 +46,14 @@ def test_robustness_numbers(summary: Summary, page: Page) -> None:
         page.shows("robustness", ("searched up to epsilon", epsilon(smallest["upper"])))
         for eps, share in zip(*smallest["curve"].values(), strict=True):
             page.shows("robustness", (f"within {eps:.4g}", percent(share)))
-    page.shows("robustness", ("with a zero gradient", "2"))
-    page.shows("robustness", ("fooled by random search alone", "3"))
+    flags = {"samples attacked": "485", "with a zero gradient": "2", "stalled": "5"}
+    flags |= {"with a gradient that is not finite": "0", "fooled by a single step alone": "1"}
+    for flag in (
+        *flags.items(),
+        ("fooled by random search alone", "3"),
+        ("backwards of the model", "91,034"),
+    ):
+        page.shows("robustness", flag)
     page.shows("robustness", ("still right at the largest epsilon", "1.4 %"))
     page.shows("robustness", ("forwards of the model", "183,211"))
     assert "No sign of gradient masking, Linf" in page.text
@@ -88,6 +94,10 @@ def test_classification_numbers(summary: Summary, page: Page) -> None:
         i, j = np.unravel_index(confusion.argmax(), confusion.shape)
         share = confusion[i, j] / np.sum(each["confusion"][i])
         page.shows("classification", (str(i), str(j), str(confusion[i, j]), percent(share)))
+    for table in page.tables["classification"]:
+        if table[0][1] == "predicted as":
+            confused = [int(row[2]) for row in table[1:]]
+            assert confused == sorted(confused, reverse=True)
 
 
 def test_segments_and_sets_numbers(summary: Summary, page: Page) -> None:
