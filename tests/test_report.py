@@ -292,7 +292,10 @@ def after_a_fix(summary: Summary) -> Summary:
 
 def test_two_runs_side_by_side(summary: Summary) -> None:
     fixed = after_a_fix(summary)
-    page = harmless(report.compare_page(summary, fixed, compare(summary, fixed).summary))
+    text = report.compare_page(summary, fixed, compare(summary, fixed).summary)
+    page = harmless(text)
+    drawn = re.findall(r"Reliability diagram, ([\w .]+)", text)
+    assert drawn == [name for k in ("clean", "fgsm 0.0157", "fgsm 0.0314", "fgsm 0.0941") for name in (k, k)]
     words = " ".join(page.text.split())
     assert words.index(summary["verdict"]["headline"]) < words.index("Holds.")
     before = summary["views"]["classification"]["sets"][0]["accuracy"]

@@ -10,7 +10,7 @@ from brittle.report.blocks import Panel, Panels, Part, Section, Table
 from brittle.report.evaluation import settings_of
 from brittle.report.figures.curves import overlaid_curves
 from brittle.report.render import render
-from brittle.report.sections.calibration import diagram
+from brittle.report.sections.calibration import diagram, reading_order
 from brittle.report.text import DASH, epsilon, missing, norm_name, number, percent
 
 Json = Mapping[str, Any]
@@ -125,7 +125,10 @@ def _diagrams(a: Json, b: Json) -> Section | None:
         main = [each for each in sets if each["set"] == side["main"]]
         sides.append({each["name"]: each for each in main[0]["conditions"]} if main else {})
     parts: list[Part] = []
-    for name in [name for name in sides[0] if name in sides[1]][:_CONDITIONS]:
+    attacks = tuple(b["settings"].get("attacks", ()))
+    both = [name for name in sides[1] if name in sides[0]]
+    both.sort(key=lambda name: reading_order(sides[1][name], attacks))
+    for name in both[:_CONDITIONS]:
         panels = [diagram(side[name], run) for run, side in zip("AB", sides, strict=True)]
         parts.append(Panels(panels, name, small=True, table=_measures([side[name] for side in sides])))
     lead = "Reliability diagrams of the main set, A beside B."

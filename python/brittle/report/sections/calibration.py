@@ -19,7 +19,7 @@ def section(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Sec
     sets = numbers["sets"]
     attacks = tuple(summary["settings"].get("attacks", ()))
     conditions = [(each, condition) for each in sets for condition in each["conditions"]]
-    conditions.sort(key=lambda pair: (pair[0] is not sets[0], *_rank(pair[1], attacks)))
+    conditions.sort(key=lambda pair: (pair[0] is not sets[0], *reading_order(pair[1], attacks)))
     panels = [diagram(condition, _name(each, condition, numbers)) for each, condition in conditions]
     parts: list[Part] = [Panels(panels[:_SHOWN], small=True, more=panels[_SHOWN:]), _measures(numbers)]
     lead = (
@@ -45,7 +45,7 @@ def diagram(condition: Json, name: str | None = None) -> Panel:
     return Panel(name or condition["name"], reliability_diagram(condition), table, note)
 
 
-def _rank(condition: Json, attacks: tuple[str, ...]) -> tuple[int, float]:
+def reading_order(condition: Json, attacks: tuple[str, ...]) -> tuple[int, float]:
     """Clean first, then under attack, then under noise, the worst calibrated first."""
     if condition["name"] == "clean":
         return 0, 0.0
