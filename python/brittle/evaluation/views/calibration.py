@@ -52,7 +52,7 @@ def _attacked(run: RunRows) -> list[Condition]:
 def _name(condition: Condition) -> str:
     if condition.kind in ATTACKS:
         return f"{condition.kind} {condition.scale:.3g}"
-    return f"{condition.kind} {condition.level}"
+    return f"{condition.kind.replace('_', ' ')} {condition.level}"
 
 
 def _of(name: str, confidence: Tensor, correct: Tensor, brier: float | None) -> dict[str, Any]:

@@ -75,7 +75,8 @@ def shift(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Secti
     """Accuracy and calibration error over the severity of each corruption."""
     clean = numbers["clean"]
     panels = [
-        Panel(kind["kind"], shift_curves(clean, kind), _levels(clean, kind)) for kind in numbers["kinds"]
+        Panel(kind["kind"].replace("_", " "), shift_curves(clean, kind), _levels(clean, kind))
+        for kind in numbers["kinds"]
     ]
     lead = f"Noise and blur as they come by nature, on {numbers['set']}. Severity 0 is the unaltered sample."
     parts: list[Part] = [Panels(panels, small=True, table=_accuracies(numbers["kinds"]))]
@@ -87,7 +88,9 @@ def _accuracies(kinds: Sequence[Json]) -> Table:
     rows = []
     for kind in kinds:
         found = {level["severity"]: level["accuracy"] for level in kind["levels"]}
-        rows.append((kind["kind"], *(percent(found.get(severity)) for severity in severities)))
+        rows.append(
+            (kind["kind"].replace("_", " "), *(percent(found.get(severity)) for severity in severities))
+        )
     return Table(("corruption", *map(str, severities)), rows, "Accuracy by severity")
 
 
