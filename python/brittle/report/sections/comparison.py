@@ -75,8 +75,7 @@ def shift(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Secti
     """Accuracy and calibration error over the severity of each corruption."""
     clean = numbers["clean"]
     panels = [
-        Panel(kind["kind"].replace("_", " "), shift_curves(clean, kind), _levels(clean, kind))
-        for kind in numbers["kinds"]
+        Panel(_kind(kind), shift_curves(clean, kind), _levels(clean, kind)) for kind in numbers["kinds"]
     ]
     lead = f"Noise and blur as they come by nature, on {numbers['set']}. Severity 0 is the unaltered sample."
     parts: list[Part] = [Panels(panels, small=True, table=_accuracies(numbers["kinds"]))]
@@ -92,6 +91,11 @@ def _accuracies(kinds: Sequence[Json]) -> Table:
             (kind["kind"].replace("_", " "), *(percent(found.get(severity)) for severity in severities))
         )
     return Table(("corruption", *map(str, severities)), rows, "Accuracy by severity")
+
+
+def _kind(kind: Json) -> str:
+    name: str = kind["kind"]
+    return "salt and pepper" if name == "salt_and_pepper" else name
 
 
 def _levels(clean: Json, kind: Json) -> Table:
