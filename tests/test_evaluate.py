@@ -1,5 +1,6 @@
 """A whole evaluation: what the rows say is what model and data are."""
 
+import copy
 import math
 import os
 import sqlite3
@@ -619,3 +620,21 @@ def test_requirements_that_nothing_will_measure_are_refused(tmp_path: Path) -> N
         with pytest.raises(ValueError, match=r"^evaluate: fail_under"):
             evaluate(MODEL, (X, Y), tmp_path / "run", views=views, fail_under=[text])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_batches_and_interruptions_do_not_matter_either(tmp_path: Path) -> None:
+    model, (x, y) = zoo.digits_cnn(), (part[:60] for part in zoo.test_digits())
+    settings: dict[str, Any] = {"norms": ["linf", "l2"], "steps": 5, "restarts": 2, "fixed_batch": 16}
+    model = copy.deepcopy(model).cuda()
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage.startswith("pgd") and done:
+            raise KeyboardInterrupt
+
+    evaluate(model, (x, y), tmp_path / "one", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, (x, y), tmp_path / "two", batch_size=7, progress=stop, **settings)
+    evaluate(model, (x, y), tmp_path / "two", batch_size=50, **settings)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert verify(tmp_path / "one", model, (x, y)).ok

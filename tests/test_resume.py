@@ -15,7 +15,7 @@ import brittle.report
 import interrupted_runs
 import pytest
 import torch
-from brittle.evaluation.run import answers
+from brittle.evaluation.run import answers, attacked
 from brittle.evaluation.run.evaluate import evaluate
 from brittle.evaluation.run.fingerprint import RunMismatch
 from brittle.evaluation.run.store import RunStore, RunStoreError, lock
@@ -273,3 +273,50 @@ def test_a_damaged_store_is_one_sentence(tmp_path: Path, undisturbed: Path) -> N
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(RunStoreError, match="it is damaged"):
         run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Interruption])
+@pytest.mark.parametrize(
+    ("owner", "name"), [(RunStore, "save_points"), (attacked.Attacked, "rows"), (RunStore, "mark")]
+)
+def test_an_interruption_between_any_two_steps_keeps_samples_whole(
+    tmp_path: Path,
+    undisturbed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[BaseException],
+    owner: type,
+    name: str,
+) -> None:
+    """Where a sample's points are there and its rows not yet, and where rows are and the commit not yet."""
+    calls = 0
+    plain = getattr(owner, name)
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        found = plain(*arguments, **named)
+        if calls == 4:
+            raise kind
+        return found
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(kind):
+        run(tmp_path / "run", batch_size=5)
+    monkeypatch.undo()
+    monkeypatch.setattr(brittle.report, "evaluation_page", interrupted_runs.quick_page)
+    monkeypatch.setattr(answers, "LANDSCAPE_SIDE", 5)
+    run(tmp_path / "run", batch_size=7)
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_an_interruption_right_after_a_commit_does_not_commit_twice(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", batch_size=5, progress=interrupt)
+    run(tmp_path / "run")
+    assert_same_run(tmp_path / "run", undisturbed)

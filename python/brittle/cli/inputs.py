@@ -87,14 +87,16 @@ class Inputs:
         return {"model": f"{self.model}{weights}", "data": sets}
 
     def load_model(self, device: str, trust_checkpoint: bool) -> nn.Module:
-        """The module, on ``device``; ``"auto"`` is this process's GPU, or the CPU where there is none."""
+        """The module, on ``device``: ``"cuda"`` is this process's GPU, ``"auto"`` the CPU where there is none."""
         import torch
 
         from brittle.loading import load_model
 
-        if device == "auto":
-            gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-            device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % gpus}" if gpus else "cpu"
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if device in ("auto", "cuda") and gpus:
+            device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % gpus}"
+        elif device == "auto":
+            device = "cpu"
         weights = None if self.weights is None else Path(self.weights)
         return load_model(self.model, weights, trust_checkpoint, device)
 

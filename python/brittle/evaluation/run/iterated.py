@@ -87,8 +87,8 @@ class _StoreLedger(Ledger):
         else:
             first = torch.where(wrong, -1, n["attempt"] // self._draws)
             fooled = first <= torch.arange(len(self._stage.epsilons))[:, None]
-        self._out.add_points(n["sample_ids"][found], points[found.to(points.device)])
         n["distance"] = distance
         ids = n["sample_ids"].tolist()
         columns = {name: n[name] for name in ATTACK_COLUMNS}
-        self._out.add(ids, self._stage.rows(self._out.data_set, ids, fooled, **columns))
+        rows = self._stage.rows(self._out.data_set, ids, fooled, **columns)
+        self._out.add(ids, rows, (n["sample_ids"][found], points[found.to(points.device)]))

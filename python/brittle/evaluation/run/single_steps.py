@@ -12,7 +12,7 @@ from brittle.attacks.rules import L1Rule, L2Rule, LinfRule
 from brittle.engine import Chunk, Rows, distances
 from brittle.evaluation.run.attacked import Attacked
 from brittle.evaluation.run.store import Row
-from brittle.evaluation.run.work import Work, Writer, answer_rows, away_from
+from brittle.evaluation.run.work import Work, answer_rows, away_from
 from brittle.evaluation.scores import answers
 from brittle.target import Target
 
@@ -66,10 +66,10 @@ class SingleStep(Attacked):
                 bad = ~found.gradient.flatten(1).isfinite().all(1)
                 zero = (found.gradient.flatten(1) == 0).all(1)
                 verdicts = search.rows(
-                    self, out, zero_gradient=zero, nonfinite_gradient=bad, backwards=one,
+                    self, work.data_set, zero_gradient=zero, nonfinite_gradient=bad, backwards=one,
                     forwards=one * (len(self.epsilons) + 2),
                 )  # fmt: skip
-                out.add(ids.tolist(), {**verdicts, "answers": rows})
+                out.add(ids.tolist(), {**verdicts, "answers": rows}, search.points)
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ class RandomSearch(Attacked):
                     search.draw(target, eps)
                 none = torch.zeros_like(wrong)
                 verdicts = search.rows(
-                    self, out, zero_gradient=none, nonfinite_gradient=none,
+                    self, work.data_set, zero_gradient=none, nonfinite_gradient=none,
                     backwards=torch.zeros_like(ids), forwards=search.forwards + 1,
                 )  # fmt: skip
-                out.add(ids.tolist(), verdicts)
+                out.add(ids.tolist(), verdicts, search.points)
 
 
 @dataclass
@@ -167,14 +167,18 @@ class _Search:
         self.predicted[places] = predicted[places]
         self.found[places] = True
 
-    def rows(self, stage: Attacked, out: Writer, **columns: Tensor) -> dict[str, list[Row]]:
-        """The rows of the batch; its points go to the writer."""
+    @property
+    def points(self) -> tuple[Tensor, Tensor]:
+        """Ids and adversarial points of the samples that have one."""
+        return self.rows_.ids[self.found], self.kept[self.found]
+
+    def rows(self, stage: Attacked, data_set: str, **columns: Tensor) -> dict[str, list[Row]]:
+        """The rows of the batch."""
         rows = self.rows_
-        out.add_points(rows.ids[self.found], self.kept[self.found])
         distance = distances(self.kept, rows.clean, stage.norm)
         distance = torch.where(self.found, distance, torch.where(self.wrong, 0.0, torch.inf))
         none = torch.zeros_like(self.wrong)
         return stage.rows(
-            out.data_set, rows.ids.tolist(), torch.stack(self.fooled), distance=distance,
+            data_set, rows.ids.tolist(), torch.stack(self.fooled), distance=distance,
             prediction=self.predicted, certified=self.found, stalled=none, cycled=none, **columns,
         )  # fmt: skip

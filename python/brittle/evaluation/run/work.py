@@ -10,11 +10,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from brittle.evaluation.run.store import Row, RunStore
+from brittle.evaluation.run.store import Row, RunStore, RunStoreError
 from brittle.evaluation.scores import Answers
 from brittle.losses import attack_loss
 from brittle.sources import BadSample, Source
@@ -76,6 +77,9 @@ class Work:
 class Writer:
     """Gathers the rows of finished samples and commits them, some at a time.
 
+    An interruption may come between any two of its lines: samples are added with all that belongs to them in
+    one step, and let go before they are committed, so that they are never committed by halves or twice.
+
     Args:
         work: whose samples they are.
         stage: which marks them as done.
@@ -85,54 +89,67 @@ class Writer:
     def __init__(self, work: Work, stage: str, attack: tuple[str, str, int] | None = None) -> None:
         self._work, self._stage, self._attack = work, stage, attack
         self.data_set = work.data_set
-        self._rows: dict[str, list[Row]] = {}
-        self._ids: list[int] = []
-        self._points: list[tuple[Tensor, Tensor]] = []
+        self._finished: list[_Finished] = []
         self._last = time.monotonic()
 
-    def add(self, ids: Sequence[int], rows: Mapping[str, Iterable[Row]]) -> None:
-        """These samples are finished; their rows, by table."""
-        for table, values in rows.items():
-            self._rows.setdefault(table, []).extend(values)
-        self._ids += ids
-        if len(self._ids) >= self._work.batch_size or time.monotonic() - self._last > _FLUSH_SECONDS:
+    def add(
+        self, ids: list[int], rows: Mapping[str, Iterable[Row]], points: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """These samples are finished: their rows, by table, and the adversarial points of some, by id."""
+        if points is not None:
+            points = points[0].cpu(), points[1].detach().cpu()
+        self._finished.append(_Finished(ids, {table: list(part) for table, part in rows.items()}, points))
+        many = sum(len(one.ids) for one in self._finished) >= self._work.batch_size
+        if many or time.monotonic() - self._last > _FLUSH_SECONDS:
             self.flush()
-
-    def add_points(self, ids: Tensor, points: Tensor) -> None:
-        """Adversarial points of samples that are about to be added."""
-        if len(ids):
-            self._points.append((ids.cpu(), points.detach().cpu()))
 
     def flush(self) -> None:
         """Commit what has been gathered."""
-        if not self._ids:
+        finished, self._finished = self._finished, []
+        if not finished:
             return
-        store, data_set = self._work.store, self._work.data_set
-        if self._points:
-            assert self._attack is not None
-            ids, points = (torch.cat(parts) for parts in zip(*self._points, strict=True))
-            order = ids.argsort()
-            attack, norm, seed = self._attack
-            file = store.save_points(f"{data_set}-{attack}-{norm}-{seed}", ids[order], points[order])
-            self._rows["points"] = [
-                (data_set, attack, norm, seed, sample, file, place)
-                for place, sample in enumerate(ids[order].tolist())
-            ]
+        store = self._work.store
+        ids = [sample for one in finished for sample in one.ids]
+        tables: dict[str, list[Row]] = {"points": self._save_points(finished)}
+        for one in finished:
+            for table, rows in one.rows.items():
+                tables.setdefault(table, []).extend(rows)
         with store.writing():
-            for table, rows in self._rows.items():
+            for table, rows in tables.items():
                 store.insert(table, rows)
-            store.mark(self._stage, data_set, self._ids)
-        self._work.tick(len(self._ids))
-        self._rows, self._ids, self._points = {}, [], []
+            store.mark(self._stage, self.data_set, ids)
+        self._work.tick(len(ids))
         self._last = time.monotonic()
+
+    def _save_points(self, finished: Sequence[_Finished]) -> list[Row]:
+        found = [one.points for one in finished if one.points is not None and len(one.points[0])]
+        if not found:
+            return []
+        assert self._attack is not None
+        ids, points = (torch.cat(parts) for parts in zip(*found, strict=True))
+        order = ids.argsort()
+        attack, norm, seed = self._attack
+        stem = f"{self.data_set}-{attack}-{norm}-{seed}"
+        file = self._work.store.save_points(stem, ids[order], points[order])
+        return [
+            (self.data_set, attack, norm, seed, sample, file, place)
+            for place, sample in enumerate(ids[order].tolist())
+        ]
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # After an interruption too: what is finished is kept.
-        if kind is None or issubclass(kind, KeyboardInterrupt):
+        # After an interruption or a fault, too, what is finished is kept; but where writing has failed, there
+        # is no use in trying again.
+        if kind is None or not issubclass(kind, RunStoreError):
             self.flush()
+
+
+class _Finished(NamedTuple):
+    ids: list[int]
+    rows: dict[str, list[Row]]
+    points: tuple[Tensor, Tensor] | None
 
 
 class Stage(ABC):
