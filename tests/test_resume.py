@@ -199,6 +199,7 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         ({"fixed_batch": 4}, r"fixed batch \(8 then, 4 now\)"),
         ({"data": {**DATA, "other": (DATA["other"][0] / 2, DATA["other"][1])}}, "data other"),
         ({"data": {"main": DATA["main"]}}, "data other"),
+        ({"data": dict(reversed(DATA.items()))}, r"sets \(\['main', 'other'\] then, \['other', "),
         ({"mean": [0.1], "std": [1.0]}, "mean"),
     ],
 )

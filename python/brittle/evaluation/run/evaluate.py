@@ -187,7 +187,12 @@ def evaluate(
         about = look_at(
             target, sources, skip_bad=skip_bad, limit=limit, views=settings.views, seed=settings.seed
         )
-        identity = {**_identity(target, settings, limit, mean, std), "answers": about[0].answers}
+        identity = {
+            **_identity(target, settings, limit, mean, std),
+            # In order: the first one is attacked.
+            "sets": list(sources),
+            "answers": about[0].answers,
+        }
         for rank, theirs in enumerate(team.gather(identity)):
             apart = fingerprint.differences(theirs, identity)
             if apart:
