@@ -12,6 +12,7 @@ from typing import Any
 
 import brittle
 import interrupted_runs
+import numpy as np
 import pytest
 import torch
 import zoo
@@ -281,28 +282,25 @@ def test_the_model_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
-    """Started by torchrun, as a user would."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import interrupted_runs, brittle.report\n"
-        "from pathlib import Path\n"
-        "brittle.report.evaluation_page = interrupted_runs.quick_page\n"
-        "interrupted_runs.run(Path(sys.argv[1]), 5)\n"
-    )
-    many = tmp_path / "many"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script), str(many)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    one = tmp_path / "one"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answers, "LANDSCAPE_SIDE", 21)
-        interrupted_runs.run(one, 64)
-    assert contents(many) == contents(one)
-    for name in ("report.json", "report.html"):
-        assert (many / name).read_bytes() == (one / name).read_bytes()
+    """As a user would start them; only the folder is another one."""
+    (tmp_path / "net.py").write_text("from interrupted_runs import model as build\n")
+    np.savez(tmp_path / "data.npz", x=X.numpy(), y=Y.numpy())
+    command = [
+        "-m", "brittle", "evaluate", "--model", str(tmp_path / "net.py:build"), "--norm", "linf",
+        "--data", f"main={tmp_path / 'data.npz'}", "--epsilons", "0.05,0.2", "--fixed-batch", "8",
+        "--steps", "3", "--views", "classification,robustness,ood",
+    ]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    env["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
+    starts = {"one": [], "two": ["-m", "torch.distributed.run", "--nproc-per-node", "2"]}
+    for name, start in starts.items():
+        whole = [sys.executable, *start, *command, "--out", str(tmp_path / name)]
+        done = subprocess.run(whole, capture_output=True, text=True, check=False, env=env)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("report: ") == 1
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    for file in ("report.json", "report.html"):
+        assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
 
 
 # ---- verification ----

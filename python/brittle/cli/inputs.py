@@ -87,7 +87,7 @@ class Inputs:
         return {"model": f"{self.model}{weights}", "data": sets}
 
     def load_model(self, device: str, trust_checkpoint: bool) -> nn.Module:
-        """The module, on ``device``: ``"cuda"`` is this process's GPU, ``"auto"`` the CPU where there is none."""
+        """The module on its device: ``"cuda"`` is this process's own, ``"auto"`` the CPU if there is none."""
         import torch
 
         from brittle.loading import load_model
