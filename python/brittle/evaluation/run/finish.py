@@ -26,7 +26,7 @@ from brittle.evaluation.run.reading import read_rows
 from brittle.evaluation.run.settings import Settings
 from brittle.evaluation.run.store import RunStore, RunStoreError, read_run_json, write_json, write_whole
 from brittle.evaluation.verdict import Requirement
-from brittle.evaluation.views import summarise
+from brittle.evaluation.views import one_thread, summarise
 from brittle.sources import BadSample
 from brittle.target import Target
 
@@ -72,7 +72,9 @@ def finish(
     run = read_rows(store, as_json(about), settings.as_json(), texts, landscape_steps(settings.reach))
     notes: list[dict[str, str]] = []
     if "duplicates" in settings.views:
-        run = replace(run, duplicates=tuple(_duplicates(store, about, notes)))
+        # How a long sum is split between threads would show in its last digits.
+        with one_thread():
+            run = replace(run, duplicates=tuple(_duplicates(store, about, notes)))
     begun = read_run_json(store.out)["fingerprint"]
     used, everyone = (
         sum(one.count for one in about if one.labelled),
