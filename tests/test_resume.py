@@ -1,11 +1,13 @@
 """A run survives whatever stops it, and goes on as if nothing had happened."""
 
 import json
+import os
 import resource
 import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -321,3 +323,48 @@ def test_an_interruption_right_after_a_commit_does_not_commit_twice(
         run(tmp_path / "run", batch_size=5, progress=interrupt)
     run(tmp_path / "run")
     assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_workers_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "import interrupted_runs\n"
+        "from brittle.evaluation import evaluate\n"
+        "def wait(stage, done, total):\n"
+        "    Path(sys.argv[1], 'pid ' + os.environ['RANK']).write_text(str(os.getpid()))\n"
+        "    time.sleep(300)\n"
+        "net = interrupted_runs.model()\n"
+        "evaluate(net, interrupted_runs.data(net), Path(sys.argv[1], 'run'), progress=wait)\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        str(script),
+        str(tmp_path),
+    ]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
+    launcher = subprocess.Popen(
+        [*start, str(script), str(tmp_path)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    files = [tmp_path / f"pid {rank}" for rank in range(2)]
+    try:
+        assert within(120, lambda: all(path.exists() and path.read_text() for path in files))
+    finally:
+        launcher.kill()
+        launcher.wait()
+    pids = [int(path.read_text()) for path in files]
+    assert within(20, lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ T = TypeVar("T")
 
 # A worker may be done long before the others are.
 _PATIENCE = timedelta(days=30)
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,25 @@ def workers() -> Iterator[Workers]:
         yield Workers(dist.get_rank(), dist.get_world_size())
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # Only names and barriers pass between the workers, so gloo does on a GPU machine, too.
-        dist.init_process_group("gloo", timeout=_PATIENCE)
-        try:
-            yield Workers(dist.get_rank(), dist.get_world_size())
-        finally:
-            dist.destroy_process_group()
+        with _ending_with_launcher():
+            dist.init_process_group("gloo", timeout=_PATIENCE)
+            try:
+                yield Workers(dist.get_rank(), dist.get_world_size())
+            finally:
+                dist.destroy_process_group()
     else:
         yield Workers()
+
+
+@contextmanager
+def _ending_with_launcher() -> Iterator[None]:
+    """A launcher that is killed would leave its workers waiting for each other."""
+    if sys.platform != "linux":
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        yield
+    finally:
+        libc.prctl(_PR_SET_PDEATHSIG, 0)
