@@ -158,13 +158,15 @@ def test_the_smallest_radius_that_surely_breaks_it() -> None:
 
 def test_models_that_are_not_broken() -> None:
     eps = run_rows.EPSILONS["linf"]
-    kept = summarise(attacked({eps[2]: 40}))["verdict"]["headline"]
+    kept = summarise(attacked({eps[3]: 40}))["verdict"]["headline"]
     assert kept.startswith(
         "Keeps more than half of its accuracy up to epsilon 0.0627 (Linf): PGD leaves 88.0 %"
     )
     blind = attacked({eps[2]: 10}, zero_gradient=torch.ones(500, dtype=torch.bool))
     verdict = summarise(blind)["verdict"]
-    assert verdict["headline"].endswith(", but there are signs of gradient masking")
+    assert verdict["headline"].startswith(
+        "Signs of gradient masking (Linf), so robustness is unknown: at epsilon 0.0627 (Linf): PGD leaves "
+    )
     assert any("signs of gradient masking (Linf)" in sentence for sentence in verdict["sentences"])
     few = summarise(attacked({eps[2]: 12}, samples=25))["verdict"]["headline"]
     assert few.startswith("Too few samples to tell: at epsilon 0.0627 (Linf): PGD leaves 48.0 % of 25")
@@ -242,3 +244,10 @@ class TestCompare:
             compare(report, tmp_path)
         with pytest.raises(ValueError, match=r"^compare: run_a must be a report of format 1; got"):
             compare({**report, "format": 2}, report)
+
+
+def test_a_model_that_is_wrong_without_an_attack_is_not_said_to_fall_within_a_radius() -> None:
+    run = attacked({})
+    verdict = summarise(replace(run, sets=(replace(run.main, label=1 - run.main.label),)))["verdict"]
+    assert verdict["sentences"][0].startswith("Right on 4.0 % of 500 samples as they are")
+    assert not any("within epsilon" in sentence for sentence in verdict["sentences"])

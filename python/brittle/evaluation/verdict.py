@@ -159,10 +159,12 @@ def _headline(views: Mapping[str, Any]) -> str:
     for one in robustness["norms"]:
         if one["interval"][-1][0] < limit:
             return f"Too few samples to tell: at epsilon {_left(one, -1, samples)}"
-    masked = any(one["masking"]["signs"] for one in robustness["norms"])
-    doubt = ", but there are signs of gradient masking" if masked else ""
+    masked = [one["norm"] for one in robustness["norms"] if one["masking"]["signs"]]
     left = _left(robustness["norms"][0], -1, samples)
-    return f"Keeps more than half of its accuracy up to epsilon {left}{doubt}"
+    if masked:
+        norms = ", ".join(NORM_NAMES.get(norm, norm) for norm in masked)
+        return f"Signs of gradient masking ({norms}), so robustness is unknown: at epsilon {left}"
+    return f"Keeps more than half of its accuracy up to epsilon {left}"
 
 
 def _left(one: Mapping[str, Any], at: int, samples: int) -> str:
@@ -209,7 +211,7 @@ def _sentences(views: Mapping[str, Any]) -> list[str]:
     for one in robustness["norms"] if robustness else ():
         half = (one["minimal_epsilon"] or {}).get("median")
         norm = NORM_NAMES.get(one["norm"], one["norm"])
-        if half is not None:
+        if half:  # 0 where they are wrong as they are
             found.append(f"Half of the samples are wrong within epsilon {half:.3g} ({norm}).")
         if one["masking"]["signs"]:
             found.append(
