@@ -216,6 +216,24 @@ def test_classification_findings() -> None:
     assert findings("classification", swapped) == [
         ("critical", "The model is worse than a constant answer on test")
     ]
+    # Of one class alone: no answer beats the constant one.
+    alike = good.label == 1
+    kept = good.logits.clone()
+    kept[alike.nonzero()[:5, 0], 3] += 30
+    single = replace(
+        run_rows.make_set(samples=int(alike.sum()), classes=4), logits=kept[alike], label=good.label[alike]
+    )
+    assert findings("classification", single) == []
+    # All of a rare class are recognised, for which some of the frequent one are taken for it.
+    rare = torch.tensor([1] * 4 + [0] * 396)
+    alarmed = replace(
+        run_rows.make_set(samples=400, classes=2),
+        logits=9 * torch.eye(2)[rare | (torch.arange(400) < 24)],
+        label=rare,
+    )
+    assert findings("classification", alarmed) == [
+        ("moderate", "The model is worse than a constant answer on test")
+    ]
     lost = replace(good, label=torch.where(good.logits.argmax(1) == 2, 3, good.label))
     assert [s for s, _ in findings("classification", lost)] == ["moderate"]
     logits = good.logits.clone()

@@ -127,7 +127,8 @@ def findings(numbers: dict[str, Any]) -> list[Finding]:
         answers = [sum(column) for column in zip(*one["confusion"], strict=True)]
         classes = [c["class"] for c in one["per_class"]]
         where = f"on {one['set']}"
-        constant = max(answers) == one["samples"] and sum(s > 0 for s in support) > 1
+        present = sum(s > 0 for s in support)
+        constant = max(answers) == one["samples"] and present > 1
         if constant and one["samples"] >= FEWEST:
             name = classes[answers.index(one["samples"])]
             found.append(
@@ -139,16 +140,19 @@ def findings(numbers: dict[str, Any]) -> list[Finding]:
                     "Check that inputs are scaled and ordered as they were in training.",
                 )
             )
-        elif one["interval"][1] < usual:
+        elif present > 1 and one["interval"][1] < usual:
+            guessing = one["balanced_accuracy"] <= 1 / present
             found.append(
                 Finding(
-                    "critical",
+                    "critical" if guessing else "moderate",
                     "classification",
                     f"The model is worse than a constant answer {where}",
                     f"Accuracy {percent(one['accuracy'])} (95 % interval {percents(one['interval'])}) of "
                     f"{one['samples']} samples; always answering the most frequent class gives "
                     f"{percent(usual)}.",
-                    "Check the order of the classes and the scaling of the inputs.",
+                    "Check the order of the classes and the scaling of the inputs."
+                    if guessing
+                    else "Judge it by the recall of each class: accuracy says little here.",
                 )
             )
         else:
