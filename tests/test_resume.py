@@ -338,15 +338,7 @@ def test_workers_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
         "net = interrupted_runs.model()\n"
         "evaluate(net, interrupted_runs.data(net), Path(sys.argv[1], 'run'), progress=wait)\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        str(script),
-        str(tmp_path),
-    ]
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
     launcher = subprocess.Popen(
         [*start, str(script), str(tmp_path)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
