@@ -350,6 +350,59 @@ def test_a_point_that_does_not_fool_and_one_that_is_too_far_are_named(finished: 
     assert f"not as their rows say: {first}, {second}" in found.table()
 
 
+def altered(out: Path, statement: str) -> None:
+    with closing(sqlite3.connect(out / "run.sqlite")) as db, db:
+        db.execute(statement)
+
+
+def test_a_verdict_without_a_point_and_a_point_without_a_verdict_are_named(finished: Path) -> None:
+    (first,), (second,), *_ = rows(finished, "SELECT id FROM points WHERE attack = 'pgd' ORDER BY id")
+    altered(finished, f"DELETE FROM points WHERE attack = 'pgd' AND id = {first}")
+    altered(finished, f"UPDATE verdicts SET success = 0 WHERE attack = 'pgd' AND id = {second}")
+    by_attack = {one.attack: one.failed for one in verify(finished, MODEL, DATA).attacks}
+    assert by_attack == {"fgsm": (), "minimal": (), "pgd": (first, second)}
+    altered(finished, "DELETE FROM points")
+    (count,) = rows(
+        finished,
+        "SELECT count(DISTINCT v.id) FROM verdicts v JOIN samples s USING (data_set, id) "
+        "WHERE attack = 'pgd' AND success AND s.prediction = s.label",
+    )[0]
+    (pgd,) = [one for one in verify(finished, MODEL, DATA).attacks if one.attack == "pgd"]
+    assert (pgd.points, len(pgd.failed)) == (0, count)
+    assert count > 5
+
+
+def test_a_point_that_is_no_number_is_named(finished: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = min((finished / "adversarial").glob("*pgd*"))
+    tensors = load_file(path)
+    tensors["adversarial"][0] = math.nan
+    save_file(tensors, path)
+    failed = [one.failed for one in verify(finished, MODEL, DATA).attacks if one.failed]
+    assert failed == [(int(tensors["ids"][0]),)]
+
+
+@pytest.mark.parametrize("damage", ["no points", "other shape", "other place", "bare run.json"])
+def test_a_run_that_does_not_fit_together_is_one_sentence(finished: Path, damage: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = min((finished / "adversarial").glob("*pgd*"))
+    tensors = load_file(path)
+    if damage == "no points":
+        save_file({"ids": tensors["ids"]}, path)
+    elif damage == "other shape":
+        save_file({**tensors, "adversarial": tensors["adversarial"][..., :2].contiguous()}, path)
+    elif damage == "other place":
+        altered(finished, "UPDATE points SET place = 9999 WHERE attack = 'pgd'")
+    else:
+        (finished / "run.json").write_text('{"format": 1}')
+    with pytest.raises(
+        RunStoreError, match=r"^(verify: .* must hold the points|evaluate: .* run of format 1)"
+    ):
+        verify(finished, MODEL, DATA)
+
+
 def test_a_point_rounded_to_8_bits_is_told_apart(tmp_path: Path) -> None:
     """A linear model whose boundary runs half a grey level beside the samples."""
     net = linear([[1.0, 0.0], [-1.0, 0.0]])

@@ -300,7 +300,8 @@ def read_run_json(out: str | Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is damaged"
         raise RunStoreError(f"evaluate: {out} must be a folder with a run in it; {path}: {reason}") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    keys = {"settings", "arguments", "sets", "fingerprint"}
+    if not isinstance(found, dict) or found.get("format") != FORMAT or not keys <= found.keys():
         raise RunStoreError(f"evaluate: {path} must be a run of format {FORMAT}; got another")
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ class Verified:
         inside: how many are inside the bounds and as near as their rows say.
         fooling_8_bit: how many are misclassified after rounding to 8 bits: what is left of them in an image
             file.
-        failed: the ids of those that are not fooling or not inside.
+        failed: the ids of those that are not fooling or not inside, and of samples that are said to be
+            fooled while no point shows it.
     """
 
     attack: str
@@ -83,7 +84,8 @@ def verify(
 ) -> Verification:
     """Check every stored adversarial point of a run with one forward of the model, and one more in 8 bits.
 
-    A point must be misclassified, inside the bounds, and no further from its sample than its row says.
+    A point must be misclassified, inside the bounds, and no further from its sample than its row says; and
+    every sample that is right as it is and said to be fooled must have one.
     Rounding to 8 bits is told but not held against it: what is smaller than a grey level does not survive.
 
     Args:
@@ -124,7 +126,8 @@ def verify(
     try:
         with target:
             attacks = store.rows(
-                "SELECT attack, norm, seed, count(*) FROM points WHERE data_set = ? "
+                "SELECT attack, norm, seed, count(place) FROM attacks "
+                "LEFT JOIN points USING (data_set, attack, norm, seed, id) WHERE data_set = ? "
                 "GROUP BY attack, norm, seed",
                 name,
             )
@@ -144,25 +147,43 @@ def _one(
 ) -> Verified:
     attack, norm, seed, count = about
     fooling = inside = rounded = done = 0
-    failed: list[int] = []
+    failed = _without_point(store, name, attack, norm, seed)
     lo, hi = target.bounds
     for ids, points, distance in _points(store, name, attack, norm, seed):
         x, y = source.load(ids.tolist())
-        points = points.to(x.dtype)
+        if points.shape != x.shape:
+            raise RunStoreError(
+                f"verify: {store.out / 'adversarial'} must hold the points of samples of shape "
+                f"{list(x.shape[1:])}; got {attack} {norm} of shape {list(points.shape[1:])}"
+            )
+        finite = points.isfinite().flatten(1).all(1)
+        points = points.to(x.dtype).nan_to_num()
         device = target.device or x.device
         steps = ((points - lo) / (hi - lo) * 255).round() / 255 * (hi - lo) + lo
         wrong, wrong_rounded = (
             target.logits(part.to(device), ids.to(device)).argmax(1).cpu() != y for part in (points, steps)
         )
         near = distances(points, x, norm) <= distance * (1 + _SLACK)
-        near &= ((points >= lo) & (points <= hi)).flatten(1).all(1)
+        near &= finite & ((points >= lo) & (points <= hi)).flatten(1).all(1)
         fooling, inside = fooling + int(wrong.sum()), inside + int(near.sum())
         rounded += int(wrong_rounded.sum())
         failed += ids[~(wrong & near)].tolist()
         done += len(ids)
         if progress is not None:
             progress(f"{attack} {norm}", done, count)
-    return Verified(attack, norm, seed, count, fooling, inside, rounded, tuple(failed))
+    return Verified(attack, norm, seed, count, fooling, inside, rounded, tuple(sorted(failed)))
+
+
+def _without_point(store: RunStore, name: str, attack: str, norm: str, seed: int) -> list[int]:
+    """The ids of samples that are right as they are and said to be fooled, by no stored point."""
+    rows = store.rows(
+        "SELECT DISTINCT v.id FROM verdicts v JOIN samples s USING (data_set, id) "
+        "LEFT JOIN points p USING (data_set, attack, norm, seed, id) "
+        "WHERE data_set = ? AND attack = ? AND norm = ? AND seed = ? "
+        "AND success AND s.prediction = s.label AND place IS NULL",
+        *(name, attack, norm, seed),
+    )
+    return [sample for (sample,) in rows]
 
 
 def _points(
@@ -181,17 +202,22 @@ def _points(
         except (OSError, SafetensorError) as error:
             raise RunStoreError(f"verify: {path} must be a readable safetensors file; got {error}") from None
         rows = store.rows(
-            f"SELECT p.id, place, distance, min(epsilon) FROM points p "
-            "JOIN attacks USING (data_set, attack, norm, seed, id) "
-            "JOIN verdicts USING (data_set, attack, norm, seed, id) "
-            f"WHERE {where} AND file = ? AND success GROUP BY p.id ORDER BY p.id",
+            "SELECT p.id, place, distance, min(CASE WHEN success THEN epsilon END) FROM points p "
+            "LEFT JOIN attacks USING (data_set, attack, norm, seed, id) "
+            "LEFT JOIN verdicts USING (data_set, attack, norm, seed, id) "
+            f"WHERE {where} AND file = ? GROUP BY p.id ORDER BY p.id",
             *key,
             file,
         )
         ids, places, distance, smallest = zip(*rows, strict=True)
-        yield (
-            torch.tensor(ids),
-            tensors["adversarial"][torch.tensor(places)],
-            # The point proves the verdict at the smallest radius that the sample is said to fall at.
-            torch.tensor(distance, dtype=torch.float64).minimum(torch.tensor(smallest, dtype=torch.float64)),
-        )
+        points = tensors.get("adversarial")
+        if points is None or max(places) >= len(points):
+            raise RunStoreError(f"verify: {path} must hold the points that rows name; got others")
+        # The point proves the verdict at the smallest radius that the sample is said to fall at. One that
+        # no verdict speaks of proves none.
+        within = (_bound(distance), _bound(smallest))
+        yield torch.tensor(ids), points[torch.tensor(places)], within[0].minimum(within[1])
+
+
+def _bound(values: Sequence[float | None]) -> Tensor:
+    return torch.tensor([-1.0 if value is None else value for value in values], dtype=torch.float64)
