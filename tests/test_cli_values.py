@@ -70,6 +70,11 @@ class TestNames:
             "n": str(tmp_path),
         }
 
+    def test_a_name_longer_than_a_files(self) -> None:
+        name = "n" * 300
+        assert values.named_data("evaluate", [f"{name}=x.npz"]) == {name: "x.npz"}
+        assert values.named_data("evaluate", [name]) == {name: name}
+
     @pytest.mark.parametrize(
         ("texts", "match"),
         [
@@ -77,6 +82,7 @@ class TestNames:
             (["a=1", "a=2"], "got 'a' twice"),
             (["=x"], "NAME=PATH or PATH; got '=x'"),
             (["x="], "NAME=PATH or PATH; got 'x='"),
+            (["bad\udcff=x.npz"], "in UTF-8; got 'bad.udcff=x.npz'"),
         ],
     )
     def test_data_mistakes(self, texts: list[str], match: str) -> None:

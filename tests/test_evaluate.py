@@ -350,6 +350,15 @@ def test_a_point_that_does_not_fool_and_one_that_is_too_far_are_named(finished: 
     assert f"not as their rows say: {first}, {second}" in found.table()
 
 
+def test_a_data_set_may_have_a_long_name(tmp_path: Path) -> None:
+    out, name = tmp_path / "run", "n" * 300
+    evaluate(
+        MODEL, {name: (X, Y)}, out, norms=["linf"], epsilons=[0.2], attacks=["fgsm"], views=["robustness"]
+    )
+    assert rows(out, "SELECT DISTINCT data_set FROM points") == [(name,)]
+    assert verify(out, MODEL, {name: (X, Y)}).ok
+
+
 def altered(out: Path, statement: str) -> None:
     with closing(sqlite3.connect(out / "run.sqlite")) as db, db:
         db.execute(statement)

@@ -136,6 +136,8 @@ class TestFolder:
             open_source(str(tmp_path))
         with pytest.raises(ValueError, match="does not exist"):
             open_source(str(tmp_path / "elsewhere"))
+        with pytest.raises(ValueError, match="does not exist"):
+            open_source("n" * 300)
         (tmp_path / "x.pt").touch()
         with pytest.raises(ValueError, match=r"must be 'digits', an .npz file or a folder; got the file"):
             open_source(str(tmp_path / "x.pt"))

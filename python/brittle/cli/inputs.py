@@ -104,7 +104,7 @@ class Inputs:
         """The data sets by name, the main one first."""
         from brittle.sources import open_source
 
-        folders = {name for name, text in self.data.items() if Path(text).is_dir()}
+        folders = {name for name, text in self.data.items() if os.path.isdir(text)}
         sources = {}
         for name, text in self.data.items():
             csv, column = self.groups.get(name, (None, None))

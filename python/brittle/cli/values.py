@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,10 +70,13 @@ def named_data(command: str, texts: Sequence[str]) -> dict[str, str]:
     """Data sets by name, from ``NAME=PATH`` or ``PATH``, whose last part is the name then."""
     found: dict[str, str] = {}
     for text in texts:
+        if text != text.encode(errors="replace").decode():
+            raise ValueError(f"{command}: --data must be in UTF-8; got {text!r}")
         name, equals, place = text.partition("=")
-        if not equals or Path(text).exists():
+        # What is too long to exist is no error here; os.path answers where pathlib raises.
+        if not equals or os.path.exists(text):
             path = Path(text)
-            name, place = (path.resolve().name if path.is_dir() else path.stem), text
+            name, place = (path.resolve().name if os.path.isdir(text) else path.stem), text
         if not name or not place:
             raise ValueError(f"{command}: --data must be NAME=PATH or PATH; got {text!r}")
         if name in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,14 +50,15 @@ def open_source(
     op = "open_source"
     path = Path(text)
     source: Source
-    if size is not None and not path.is_dir():
+    folder = os.path.isdir(path)
+    if size is not None and not folder:
         raise ValueError(f"{op}: size is for folders of images; got {text}")
     if text == "digits":
         test = digits()[1]
         source = Tensors(op, test.x, test.y, [str(digit) for digit in range(10)])
-    elif path.is_dir():
+    elif folder:
         source = ImageFolder(op, path, size)
-    elif not path.exists():
+    elif not os.path.exists(path):  # also where a name is too long for a file
         raise ValueError(f"{op}: data must be 'digits', an .npz file or a folder; {text} does not exist")
     elif path.suffix == ".npz":
         source = open_npz(op, path)

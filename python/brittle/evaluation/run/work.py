@@ -129,7 +129,8 @@ class Writer:
         ids, points = (torch.cat(parts) for parts in zip(*found, strict=True))
         order = ids.argsort()
         attack, norm, seed = self._attack
-        stem = f"{self.data_set}-{attack}-{norm}-{seed}"
+        # A file's name holds 255 bytes, a set's any number.
+        stem = f"{self.data_set[:100]}-{attack}-{norm}-{seed}"
         file = self._work.store.save_points(stem, ids[order], points[order])
         return [
             (self.data_set, attack, norm, seed, sample, file, place)
