@@ -6,6 +6,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Processes that share the tests, with one thread each.
+JOBS ?= 2
 RUN = $(VENV)/bin
 SOURCES = $(shell find csrc tests/cuda_emulation -type f -not -name '*.so') CMakeLists.txt setup.py pyproject.toml
 CXX_FILES = $(shell find csrc tests/cuda_emulation benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
@@ -16,7 +18,7 @@ demo: $(VENV)/.built
 	$(RUN)/python -m brittle demo
 
 test: $(VENV)/.built $(VENV)/.peers
-	$(RUN)/python -m pytest --cov --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(JOBS) --dist worksteal --cov --cov-report=term $(ARGS)
 
 bench: $(VENV)/.built $(VENV)/.peers
 	$(RUN)/python -m pytest benchmarks $(ARGS)

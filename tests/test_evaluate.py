@@ -684,6 +684,8 @@ def test_requirements_that_nothing_will_measure_are_refused(tmp_path: Path) -> N
 
 @pytest.mark.gpu
 def test_on_a_gpu_batches_and_interruptions_do_not_matter_either(tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
     model, (x, y) = zoo.digits_cnn(), (part[:60] for part in zoo.test_digits())
     settings: dict[str, Any] = {"norms": ["linf", "l2"], "steps": 5, "restarts": 2, "fixed_batch": 16}
     model = copy.deepcopy(model).cuda()
