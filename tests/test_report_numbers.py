@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import report_summaries
+from brittle import report
 from brittle.report.text import count, epsilon, interval, number, percent
 from html_pages import Page
 
@@ -58,10 +60,23 @@ def test_robustness_numbers(summary: Summary, page: Page) -> None:
     page.shows("robustness", ("forwards of the model", "183,211"))
     assert "No sign of gradient masking, Linf" in page.text
     assert "Signs of gradient masking, L2" in page.text
+    cards = " ".join(page.text.split())
+    assert "robust accuracy, Linf worst case within epsilon 8/255" in cards
+    assert "worst case within epsilon 8/255; at most" not in cards
+    assert "robust accuracy, L2 worst case within epsilon 0.5; at most, for there are signs" in cards
     for each in summary["views"]["robustness"]["examples"]:
         found = [row for row in page.rows("robustness") if row[0] == each["name"]]
         after = f"{each['after']['label']} ({percent(each['after']['confidence'])})"
         assert [row[5] for row in found] == [after]
+
+
+def test_masking_is_not_denied_where_nothing_was_attacked(summary: Summary) -> None:
+    robustness = copy.deepcopy(summary["views"]["robustness"])
+    for norm in robustness["norms"]:
+        norm["masking"] |= {"attacked": 0, "signs": []}
+    page = Page(report.evaluation_page({**summary, "views": {"robustness": robustness}}, {}))
+    assert "No sign of gradient masking, " not in page.text
+    assert "Gradient masking could not be looked for, Linf: no sample is right without an attack" in page.text
 
 
 def test_classification_numbers(summary: Summary, page: Page) -> None:

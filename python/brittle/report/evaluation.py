@@ -111,7 +111,8 @@ def _robust_card(norm: Json) -> list[Card]:
     cards = []
     if norm.get("reported") in norm["epsilons"]:
         place = norm["epsilons"].index(norm["reported"])
-        note = f"worst case within epsilon {epsilon(norm['reported'])}"
+        masked = "; at most, for there are signs of gradient masking" if norm["masking"]["signs"] else ""
+        note = f"worst case within epsilon {epsilon(norm['reported'])}{masked}"
         cards.append(Card(percent(norm["robust_accuracy"][place]), f"robust accuracy, {name}", note))
     smallest = norm.get("minimal_epsilon")
     if smallest:

@@ -106,7 +106,10 @@ def _masking(norm: Json) -> Notice:
     signs = masking.get("signs") or []
     name = norm_name(norm["norm"])
     title = f"Signs of gradient masking, {name}" if signs else f"No sign of gradient masking, {name}"
-    return Notice(title, not signs, signs, Table(("in all attacks", "samples"), rows))
+    attacked = masking.get("attacked") != 0
+    if not attacked:
+        title = f"Gradient masking could not be looked for, {name}: no sample is right without an attack"
+    return Notice(title, attacked and not signs, signs, Table(("in all attacks", "samples"), rows))
 
 
 def _example(each: Json, pictures: Mapping[str, Pixels]) -> Tile:
