@@ -238,6 +238,14 @@ def test_a_fresh_run_takes_a_folder_beside_it(tmp_path: Path, undisturbed: Path)
     assert_same_run(tmp_path / "run", undisturbed)
 
 
+def test_a_fresh_run_beside_the_working_folder(
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    assert evaluate(MODEL, DATA, ".", fresh=True, **{**SETTINGS, "limit": 4}).out == tmp_path / "run-2"
+
+
 def test_views_can_be_added_to_a_finished_run(tmp_path: Path, undisturbed: Path) -> None:
     run(tmp_path / "run", views=["classification"])
     stages_done = {row[0] for row in contents(tmp_path / "run")["done"]}

@@ -238,6 +238,8 @@ def _identity(target: Target, settings: Settings, limit: int | None, mean: Any, 
 
 def _folder(out: Path, fresh: bool) -> Path:
     """The run's folder, made if absent; one beside it if that is taken and a fresh one is wanted."""
+    # Of "." and "..", too, there is a folder beside.
+    out = out if out.name.strip(".") else out.resolve()
     place, number = out, 1
     while fresh and (place / "run.json").exists():
         number += 1
