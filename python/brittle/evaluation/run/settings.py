@@ -13,7 +13,7 @@ from brittle.evaluation.run.attacked import Attacked
 from brittle.evaluation.run.iterated import Iterated
 from brittle.evaluation.run.single_steps import RandomSearch, SingleStep
 from brittle.evaluation.run.work import Stage
-from brittle.target import PRECISIONS, Bounds
+from brittle.target import Bounds
 
 VIEWS = (
     "classification", "segments", "calibration", "ood", "robustness", "shift", "sets", "landscape", "samples",
@@ -74,7 +74,8 @@ class Settings:
         # Other seeds follow this one, and SQLite's integers are signed.
         if not -(2**63) <= seed < 2**63 - repeat_seeds:
             raise ValueError(f"{op}: seed must be a signed integer of 64 bits; got {seed}")
-        check.check_choice(op, "precision", precision, PRECISIONS)
+        # Not "auto": bfloat16 where it pays must not depend on the machine that goes on with the run.
+        check.check_choice(op, "precision", precision, ("float32", "bfloat16"))
         if not bounds[0] < bounds[1]:
             raise ValueError(f"{op}: bounds must be (lo, hi) with lo < hi; got ({bounds[0]}, {bounds[1]})")
         chosen = _names("views", VIEWS if views is None else views, VIEWS)
@@ -89,9 +90,6 @@ class Settings:
         radii = {n: _radii(given[n]) if n in given else tuple(scale * e for e in EPSILONS[n]) for n in norms}
         wished = _by_norm("reported", reported, norms)
         spoken_of = {n: _reported(n, radii[n], wished.get(n), scale) for n in norms}
-        # bfloat16 where it pays must not depend on the machine that goes on with the run.
-        if precision == "auto":
-            raise ValueError(f"{op}: precision must be 'float32' or 'bfloat16'; got 'auto'")
         return cls(
             chosen, norms, radii, spoken_of, attacks, steps, restarts, seed, repeat_seeds, precision, bounds
         )
