@@ -507,6 +507,13 @@ class Sometimes(nn.Module):
         return torch.where(x.flatten(1).mean(1, keepdim=True) < 0.2, self.value, z)
 
 
+class Asserting(nn.Module):
+    """As models of one image size do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError
+
+
 @pytest.mark.parametrize(
     ("model", "x", "y", "message"),
     [
@@ -517,7 +524,10 @@ class Sometimes(nn.Module):
         (Sometimes(math.nan), X * 0.1, Y, "NaN logits for 24 sample"),
         (Sometimes(math.inf), X * 0.1, Y, "must give finite logits"),
         (interrupted_runs.model().to("meta"), X, Y, "must be on one device, .*; got meta"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), X, Y, r"must take samples of shape \[1, 6, 6\]; got"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), X, Y, r"take float32 samples of shape \[1, 6, 6\]; got"),
+        (interrupted_runs.model().double(), X, Y, r"must take float32 samples of .*; got .*[Dd]ouble"),
+        (nn.Sequential(nn.Flatten(), nn.BatchNorm2d(1)), X, Y, "float32 samples of .*; got expected 4D"),
+        (Asserting(), X, Y, "float32 samples of .*; got AssertionError"),
         (nn.Sequential(nn.Flatten(), nn.Linear(36, 1)), X, Y * 0, "at least 2 classes; got 1"),
         (nn.Flatten(0), X, Y, r"must return floating-point logits \[N, C\]"),
     ],

@@ -152,10 +152,12 @@ def _ask(target: Target, x: Tensor, rows: Sequence[int]) -> Tensor:
     x, ids = x.to(device), torch.tensor(rows, device=device)
     try:
         once, again = target.logits(x, ids), target.logits(x, ids)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, ValueError, AssertionError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        if lines[0].startswith(f"{target.name}: "):
+            raise
         raise ValueError(
-            f"evaluate: the model must take samples of shape {list(x.shape[1:])}; got {reason}"
+            f"evaluate: the model must take float32 samples of shape {list(x.shape[1:])}; got {lines[0]}"
         ) from error
     if not once.isfinite().all():
         raise ValueError(
