@@ -524,7 +524,7 @@ class Asserting(nn.Module):
         (Sometimes(math.nan), X * 0.1, Y, "NaN logits for 24 sample"),
         (Sometimes(math.inf), X * 0.1, Y, "must give finite logits"),
         (interrupted_runs.model().to("meta"), X, Y, "must be on one device, .*; got meta"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), X, Y, r"take float32 samples of shape \[1, 6, 6\]; got"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), X, Y, r"float32 samples of shape \[1, 6, 6\]; got"),
         (interrupted_runs.model().double(), X, Y, r"must take float32 samples of .*; got .*[Dd]ouble"),
         (nn.Sequential(nn.Flatten(), nn.BatchNorm2d(1)), X, Y, "float32 samples of .*; got expected 4D"),
         (Asserting(), X, Y, "float32 samples of .*; got AssertionError"),
