@@ -237,6 +237,22 @@ class TestCompare:
         assert found["same_data"] is False
         assert compare(report, report).summary["same_data"] is True
 
+    def test_robustness_by_masking_is_not_better(self) -> None:
+        eps = run_rows.EPSILONS["linf"]
+        weak = summarise(attacked({eps[0]: 60, eps[1]: 150, eps[2]: 150, eps[3]: 110}), title="weak")
+        blind = torch.ones(500, dtype=torch.bool)
+        masked = summarise(attacked({eps[2]: 10}, zero_gradient=blind), title="masked")
+        for a, b, word in ((weak, masked, "b"), (masked, weak, "a")):
+            found = compare(a, b).summary
+            rows = {row["measure"]: row for row in found["rows"]}
+            for name in (f"robust accuracy, linf {eps[2]:.4g}", "median epsilon, linf"):
+                assert (rows[name]["change"], rows[name]["sure"]) == (None, False)
+            assert abs(rows[f"robust accuracy, linf {eps[2]:.4g}"]["difference"]) > 0.5
+            assert found["notes"] == [
+                f"Run {word} has signs of gradient masking (linf): its robust accuracy is one at most, so no "
+                "change of it is judged."
+            ]
+
     def test_errors(self, report: dict[str, Any], tmp_path: Path) -> None:
         with pytest.raises(
             ValueError, match=r"^compare: run_b must be a folder with the report.json of a fin"

@@ -156,6 +156,9 @@ def _measures(views: Mapping[str, Any]) -> Iterator[Measure]:
 
 def _robust(view: Mapping[str, Any] | None) -> Iterator[Measure]:
     for one in view["norms"] if view else ():
+        if one.get("masking", {}).get("signs"):
+            yield from _at_most(one)
+            continue
         for eps, share, bounds in zip(one["epsilons"], one["robust_accuracy"], one["interval"], strict=True):
             if eps:
                 yield Measure(f"robust accuracy, {one['norm']} {eps:.4g}", share, True, _pair(bounds))
@@ -163,18 +166,27 @@ def _robust(view: Mapping[str, Any] | None) -> Iterator[Measure]:
             yield Measure(f"median epsilon, {one['norm']}", one["minimal_epsilon"]["median"], True)
 
 
+def _at_most(one: Mapping[str, Any]) -> Iterator[Measure]:
+    """Of a norm with signs of gradient masking, where attacks that fail prove nothing: not to be judged."""
+    for eps, share in zip(one["epsilons"], one["robust_accuracy"], strict=True):
+        if eps:
+            yield Measure(f"robust accuracy, {one['norm']} {eps:.4g}", share, None)
+    if one["minimal_epsilon"]:
+        yield Measure(f"median epsilon, {one['norm']}", one["minimal_epsilon"]["median"], None)
+
+
 def _pair(bounds: Any) -> tuple[float, float] | None:
     return None if bounds is None or None in bounds else (bounds[0], bounds[1])
 
 
 def _row(name: str, a: Measure | None, b: Measure | None) -> dict[str, Any]:
-    known = a or b
-    assert known is not None
+    known = [m for m in (a, b) if m is not None]
+    higher = None if any(m.higher is None for m in known) else known[0].higher
     left, right = (None if m is None else m.value for m in (a, b))
     difference = None if left is None or right is None else right - left
     change = None
-    if difference is not None and known.higher is not None:
-        change = "better" if (difference > 0) == known.higher else "worse"
+    if difference is not None and higher is not None:
+        change = "better" if (difference > 0) == higher else "worse"
         change = "same" if abs(difference) < _NOTHING else change
     sure = False
     if a is not None and b is not None and a.interval and b.interval:
@@ -200,6 +212,13 @@ def _notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[str], bool 
         if report.get("partial"):
             used, of = report["partial"]["used"], report["partial"]["of"]
             notes.append(f"Run {word} is partial: {used} of {of} samples.")
+        norms = report["views"].get("robustness", {}).get("norms", [])
+        masked = [one["norm"] for one in norms if one.get("masking", {}).get("signs")]
+        if masked:
+            notes.append(
+                f"Run {word} has signs of gradient masking ({', '.join(masked)}): its robust accuracy is one "
+                "at most, so no change of it is judged."
+            )
     settings = [report.get("settings", {}) for report in (a, b)]
     other = [
         key
