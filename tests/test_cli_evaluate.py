@@ -222,7 +222,8 @@ class TestAgreement:
 
     def test_what_the_help_lists_is_what_there_is(self) -> None:
         from brittle.evaluation.requirements import MEASURES
-        from brittle.evaluation.run.settings import ATTACKS, NORMS, VIEWS
+        from brittle.evaluation.run.settings import ATTACKS, NORMS
+        from brittle.evaluation.views import VIEWS
 
         root = typer.main.get_command(app)
         texts = {p.name: p.help or "" for p in root.commands["evaluate"].params}  # type: ignore[attr-defined]

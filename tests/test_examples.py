@@ -10,7 +10,7 @@ from types import ModuleType
 import brittle
 import pytest
 import torch
-from brittle.evaluation.run.settings import VIEWS
+from brittle.evaluation.views import VIEWS
 from interrupted_runs import quick_page
 
 FOLDER = Path(__file__).parent.parent / "examples" / "views"

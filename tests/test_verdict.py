@@ -182,7 +182,9 @@ def test_no_attack_and_a_part_of_the_data(report: dict[str, Any]) -> None:
         "Partial: 100 of 500 samples were evaluated, so every number is provisional.",
         "The model was not attacked.",
     )
-    assert judge({}).headline == "Nothing was measured"
+    assert judge({}).headline == "Neither accuracy nor robustness was asked for: see what was"
+    beside = {"sets": {"rows": [{"accuracy": 0.5, "interval": [0.4, 0.6], "samples": 90}]}}
+    assert judge(beside).headline == "Right on 50.0 % of 90 samples as they are (95 % interval 40.0-60.0 %)"
 
 
 class TestCompare:

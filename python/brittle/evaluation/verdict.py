@@ -148,7 +148,7 @@ def _headline(views: Mapping[str, Any]) -> str:
     robustness = views.get("robustness")
     clean = _clean(views)
     if robustness is None:
-        return clean or "Nothing was measured"
+        return clean or "Neither accuracy nor robustness was asked for: see what was"
     samples, limit = robustness["samples"], BROKEN * robustness["clean_accuracy"]
     for one in robustness["norms"]:
         for at, bounds in enumerate(one["interval"]):
@@ -192,6 +192,9 @@ def _clean(views: Mapping[str, Any]) -> str | None:
     elif robustness is not None:
         accuracy, bounds = robustness["clean_accuracy"], robustness["clean_interval"]
         samples = robustness["samples"]
+    elif "sets" in views:
+        main = views["sets"]["rows"][0]
+        accuracy, bounds, samples = main["accuracy"], main["interval"], main["samples"]
     else:
         return None
     return (

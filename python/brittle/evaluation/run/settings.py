@@ -13,12 +13,9 @@ from brittle.evaluation.run.attacked import Attacked
 from brittle.evaluation.run.iterated import Iterated
 from brittle.evaluation.run.single_steps import RandomSearch, SingleStep
 from brittle.evaluation.run.work import Stage
+from brittle.evaluation.views import VIEWS
 from brittle.target import Bounds
 
-VIEWS = (
-    "classification", "segments", "calibration", "ood", "robustness", "shift", "sets", "landscape", "samples",
-    "repeat", "duplicates",
-)  # fmt: skip
 NORMS = ("linf", "l2", "l1")
 ATTACKS = ("fgsm", "pgd", "minimal", "random")
 
@@ -78,7 +75,7 @@ class Settings:
         check.check_choice(op, "precision", precision, ("float32", "bfloat16"))
         if not bounds[0] < bounds[1]:
             raise ValueError(f"{op}: bounds must be (lo, hi) with lo < hi; got ({bounds[0]}, {bounds[1]})")
-        chosen = _names("views", VIEWS if views is None else views, VIEWS)
+        chosen = _names("views", tuple(VIEWS) if views is None else views, tuple(VIEWS))
         norms = _names("norms", norms, NORMS)
         attacks = _names("attacks", attacks, ATTACKS)
         if not norms or not attacks:
