@@ -303,6 +303,10 @@ def test_errors(world: World, reference: Reference) -> None:
         Reference.of(nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten()), [x, x[..., 1:]])
     with pytest.raises(ValueError, match=r"Reference.score: data must hold samples; got none"):
         reference.score(world.model, x[:0])
+    with pytest.raises(
+        ValueError, match=r"Reference.score: the model must take samples of shape \[4\]; got ."
+    ):
+        reference.score(world.model, torch.rand(60, 4))
     with pytest.raises(ValueError, match=r"false_alarm_rate must be in \(0, 1\); got 1"):
         reference.score(world.model, x, false_alarm_rate=1)
     other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))

@@ -55,7 +55,15 @@ def rows(
     first = 0
     for x in _chunks(op, _inputs(op, data, batch_size, target), fixed_batch):
         with target, _fixed(target, fixed_batch), _captured(op, target, layer) as features:
-            logits = target.logits(x, torch.arange(first, first + len(x), device=x.device)).cpu().double()
+            try:
+                logits = target.logits(x, torch.arange(first, first + len(x), device=x.device)).cpu().double()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise ValueError(
+                    f"{op}: the model must take samples of shape {list(x.shape[1:])}; got {reason}"
+                ) from error
             last = features()
         if last is not None:
             last = last[: len(x)].float().cpu()
