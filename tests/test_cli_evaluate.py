@@ -130,7 +130,8 @@ class TestInterruption:
         outcome = evaluated(*FEW)
         assert outcome.exit_code == 3
         expected = (
-            "evaluate: out of memory; take a smaller --batch-size; the same command goes on from there\n"
+            "evaluate: out of memory; take a smaller --batch-size or --fixed-batch; the same command goes on "
+            "from there\n"
         )
         assert outcome.stderr == expected
 

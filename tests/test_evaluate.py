@@ -542,6 +542,15 @@ def test_what_does_not_fit_is_one_sentence(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_too_large_for_the_memory_is_not_said_to_take_other_samples(tmp_path: Path) -> None:
+    class Large(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(Large(), (X, Y), tmp_path / "run")
+
+
 def test_a_model_that_fails_late_is_one_sentence_too(tmp_path: Path) -> None:
     dark = X.clone()
     dark[20] *= 0.1

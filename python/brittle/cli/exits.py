@@ -52,7 +52,7 @@ def exit_codes(command: str, *, resumes: bool = False) -> Iterator[None]:
         if _is_bad_input(error):
             _end(BAD_INPUT, str(error))
         if _is_out_of_memory(error):
-            _end(FAILED, f"{command}: out of memory; take a smaller --batch-size{goes_on}")
+            _end(FAILED, f"{command}: out of memory; take a smaller --batch-size or --fixed-batch{goes_on}")
         _end(
             FAILED,
             f"{traceback.format_exc()}\n{command}: an internal error{goes_on}. Unless it comes from your own "

@@ -152,6 +152,8 @@ def _ask(target: Target, x: Tensor, rows: Sequence[int]) -> Tensor:
     x, ids = x.to(device), torch.tensor(rows, device=device)
     try:
         once, again = target.logits(x, ids), target.logits(x, ids)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, AssertionError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         if lines[0].startswith(f"{target.name}: "):
