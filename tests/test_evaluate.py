@@ -633,6 +633,15 @@ def test_requirements_decide(tmp_path: Path) -> None:
     assert load_report(tmp_path)["verdict"]["held"] is None
 
 
+def test_a_limit_takes_samples_of_all_classes_though_they_come_one_by_one(tmp_path: Path) -> None:
+    order = Y.argsort(stable=True)
+    evaluate(MODEL, (X[order], Y[order]), tmp_path, limit=9, views=["classification", "landscape"])
+    taken = [k * len(Y) // 9 for k in range(9)]
+    for table in ("samples", "landscapes"):
+        assert rows(tmp_path, f"SELECT id FROM {table} WHERE data_set = 'data'") == [(k,) for k in taken]
+    assert {label for (label,) in rows(tmp_path, "SELECT label FROM samples")} == set(Y.tolist())
+
+
 def test_a_limit_stamps_the_report(tmp_path: Path) -> None:
     report = evaluate(MODEL, DATA, tmp_path, limit=10, views=["classification"])
     assert report.partial

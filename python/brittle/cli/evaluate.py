@@ -35,7 +35,9 @@ def evaluate(
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Take so many samples of each set; the report says so.", rich_help_panel="Data"
+            min=1,
+            help="Take so many samples, spread over each set; the report says so.",
+            rich_help_panel="Data",
         ),
     ] = None,
     skip_bad: shared.SkipBad = False,

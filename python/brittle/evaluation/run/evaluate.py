@@ -114,7 +114,7 @@ def evaluate(
         batch_size: samples that a process reads and attacks at a time, and commits together.
         fixed_batch: samples in each call of the model; by default 32 on a CPU, 256 on a GPU. Another number
             may change the last bits of the model's answers, so it is part of what a run is.
-        limit: take the first so many samples of each set; the report says so.
+        limit: take so many samples of each set, spread evenly over it; the report says so.
         seed: of everything random, 64 bits.
         repeat_seeds: repeat the noise and PGD with so many seeds in all, and show the spread.
         skip_bad: leave samples out that cannot be read, and list them.
@@ -304,8 +304,7 @@ def _run(
     skip_bad: bool,
     progress: Progress | None,
 ) -> None:
-    count = min(one.count, LANDSCAPE_SAMPLES) if isinstance(stage, Surroundings) else one.count
-    mine = range(team.rank, count, team.count)
+    mine = one.rows(LANDSCAPE_SAMPLES if isinstance(stage, Surroundings) else None)[team.rank :: team.count]
     finished = set(store.finished(stage.name, one.name).tolist())
     left = [sample for sample in mine if sample not in finished]
     title = stage.name if not isinstance(stage, Clean) else f"{stage.name} {one.name}"

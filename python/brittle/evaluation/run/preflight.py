@@ -26,7 +26,7 @@ class SetAbout:
 
     Attributes:
         name, source: of the set.
-        count: samples to take, the first ones.
+        count: samples to take.
         classes: C names.
         answers: the model's logits for the first few samples, to know it by.
         labelled: False for the synthetic set.
@@ -38,6 +38,15 @@ class SetAbout:
     classes: tuple[str, ...]
     answers: list[list[float]]
     labelled: bool = True
+
+    def rows(self, most: int | None = None) -> Sequence[int]:
+        """The samples to take, or so many of them: spread evenly, for class folders come one by one."""
+        taken = _spread(range(len(self.source)), self.count)
+        return taken if most is None else _spread(taken, most)
+
+
+def _spread(rows: Sequence[int], count: int) -> Sequence[int]:
+    return rows if count >= len(rows) else [rows[k * len(rows) // count] for k in range(count)]
 
 
 class UniformNoise(Source):
