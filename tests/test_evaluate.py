@@ -551,6 +551,15 @@ def test_a_model_too_large_for_the_memory_is_not_said_to_take_other_samples(tmp_
         evaluate(Large(), (X, Y), tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["main", "other"])
+def test_a_late_sample_outside_the_bounds_is_named_in_any_set_and_view(tmp_path: Path, name: str) -> None:
+    x = X.clone()
+    x[20] = x[20] * 2 - 1
+    data = {**DATA, name: (x, DATA[name][1])}
+    with pytest.raises(ValueError, match=rf"x must lie inside bounds .* for #20 in '{name}'; .*--mean"):
+        evaluate(MODEL, data, tmp_path / "run", fixed_batch=8, views=["classification"])
+
+
 def test_a_model_that_fails_late_is_one_sentence_too(tmp_path: Path) -> None:
     dark = X.clone()
     dark[20] *= 0.1

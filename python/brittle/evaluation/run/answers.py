@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from brittle import _checks as check
 from brittle.evaluation.penultimate import capture_penultimate
 from brittle.evaluation.run.store import Row
 from brittle.evaluation.run.work import Stage, Work, Writer, answer_rows, away_from
@@ -34,6 +35,7 @@ class Clean(Stage):
         module = isinstance(target.model, nn.Module)
         with Writer(work, self.name) as out, capture_penultimate(target) if module else nullcontext() as seen:
             for x, y, ids in work.batches(target.fixed_batch):
+                _refuse_outside(x, ids, target.bounds, work)
                 labelled = bool((y >= 0).all())
                 if labelled:
                     target.expect_labels(y)
@@ -140,6 +142,20 @@ def landscape_steps(reach: float) -> tuple[float, ...]:
     """The steps along each direction, from ``-reach`` to ``reach``."""
     half = LANDSCAPE_SIDE // 2
     return tuple(reach * k / half for k in range(-half, half + 1))
+
+
+def _refuse_outside(x: Tensor, ids: Tensor, bounds: tuple[float, float], work: Work) -> None:
+    try:
+        check.check_images("evaluate", x, bounds)
+    except ValueError as error:
+        if len(x) > 1:
+            for row in range(len(x)):
+                _refuse_outside(x[row : row + 1], ids[row : row + 1], bounds, work)
+        raise ValueError(
+            f"{error} for {work.source.name_of(int(ids[0]))} in {work.data_set!r}; for images that are "
+            "normalised already, hand over the plain ones with mean and std (--mean, --std), or say their "
+            "bounds"
+        ) from None
 
 
 def _refuse_infinite(logits: Tensor, ids: Tensor) -> None:
