@@ -514,6 +514,22 @@ class Asserting(nn.Module):
         raise AssertionError
 
 
+class Single(nn.Module):
+    """Computes in float32, whatever its parameters are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = interrupted_runs.model()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.float())
+
+
+class Graphless(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach().flatten(1)[:, :3]
+
+
 @pytest.mark.parametrize(
     ("model", "x", "y", "message"),
     [
@@ -525,7 +541,8 @@ class Asserting(nn.Module):
         (Sometimes(math.inf), X * 0.1, Y, "must give finite logits"),
         (interrupted_runs.model().to("meta"), X, Y, "must be on one device, .*; got meta"),
         (nn.Sequential(nn.Flatten(), nn.Linear(7, 3)), X, Y, r"float32 samples of shape \[1, 6, 6\]; got"),
-        (interrupted_runs.model().double(), X, Y, r"must take float32 samples of .*; got .*[Dd]ouble"),
+        (Single().double(), X, Y, r"must take float64 samples of .*; got .*[Dd]ouble"),
+        (Graphless(), X, Y, "depend on x through differentiable operations; got logits without a graph"),
         (nn.Sequential(nn.Flatten(), nn.BatchNorm2d(1)), X, Y, "float32 samples of .*; got expected 4D"),
         (Asserting(), X, Y, "float32 samples of .*; got AssertionError"),
         (nn.Sequential(nn.Flatten(), nn.Linear(36, 1)), X, Y * 0, "at least 2 classes; got 1"),
@@ -673,6 +690,26 @@ def test_bfloat16_searches_and_the_model_itself_certifies(tmp_path: Path) -> Non
     found = verify(tmp_path, model, (x, y))
     assert found.ok
     assert found.points > 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_model_of_another_dtype_gets_samples_of_its_own(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = interrupted_runs.model().to(dtype)
+    settings: dict[str, Any] = {"epsilons": {"linf": [0.05, 0.2], "l2": [0.5]}, "steps": 4, "restarts": 2}
+    report = evaluate(model, (X, Y), tmp_path, **settings)
+    with torch.no_grad():
+        expected = (model(X.to(dtype)).argmax(1) == Y).double().mean()
+    assert report.summary["views"]["robustness"]["clean_accuracy"] == pytest.approx(float(expected), abs=0.05)
+    found = verify(tmp_path, model, (X, Y))
+    assert found.ok, found.table()
+    assert found.points > 20
+
+
+def test_a_model_without_gradients_can_be_searched_at_random(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"norms": ["linf"], "epsilons": [0.4], "views": ["robustness", "shift"]}
+    report = evaluate(Graphless(), (X, Y), tmp_path, attacks=["random"], **settings)
+    (norm,) = report.summary["views"]["robustness"]["norms"]
+    assert [curve["attack"] for curve in norm["curves"]] == ["random"]
 
 
 def test_rows_of_numbers_that_are_no_images_are_fine(tmp_path: Path) -> None:

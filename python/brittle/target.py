@@ -148,6 +148,15 @@ class Target:
         return None
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the model's first floating-point parameter; float32 for a model without any."""
+        if isinstance(self.model, nn.Module):
+            for tensor in self.model.parameters():
+                if tensor.is_floating_point():
+                    return tensor.dtype
+        return torch.float32
+
+    @property
     def searches_on_a_copy(self) -> bool:
         """Whether the search model is another than the caller's own."""
         return self._search is not None

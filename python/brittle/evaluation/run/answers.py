@@ -9,10 +9,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from brittle import _checks as check
 from brittle.evaluation.penultimate import capture_penultimate
 from brittle.evaluation.run.store import Row
-from brittle.evaluation.run.work import Stage, Work, Writer, answer_rows, away_from
+from brittle.evaluation.run.work import Stage, Work, Writer, answer_rows, away_from, refuse_outside
 from brittle.evaluation.scores import answers
 from brittle.evaluation.shifts import apply_shift, kinds_for
 from brittle.noise import gaussian
@@ -35,7 +34,7 @@ class Clean(Stage):
         module = isinstance(target.model, nn.Module)
         with Writer(work, self.name) as out, capture_penultimate(target) if module else nullcontext() as seen:
             for x, y, ids in work.batches(target.fixed_batch):
-                _refuse_outside(x, ids, target.bounds, work)
+                _inside(x, ids, work)
                 labelled = bool((y >= 0).all())
                 if labelled:
                     target.expect_labels(y)
@@ -112,6 +111,7 @@ class Surroundings(Stage):
     seed: int
 
     name = "landscape"
+    needs_gradients = True
 
     def run(self, work: Work) -> None:
         """One backward, and a forward for every point of the grid."""
@@ -144,18 +144,14 @@ def landscape_steps(reach: float) -> tuple[float, ...]:
     return tuple(reach * k / half for k in range(-half, half + 1))
 
 
-def _refuse_outside(x: Tensor, ids: Tensor, bounds: tuple[float, float], work: Work) -> None:
-    try:
-        check.check_images("evaluate", x, bounds)
-    except ValueError as error:
-        if len(x) > 1:
-            for row in range(len(x)):
-                _refuse_outside(x[row : row + 1], ids[row : row + 1], bounds, work)
-        raise ValueError(
-            f"{error} for {work.source.name_of(int(ids[0]))} in {work.data_set!r}; for images that are "
-            "normalised already, hand over the plain ones with mean and std (--mean, --std), or say their "
-            "bounds"
-        ) from None
+def _inside(x: Tensor, ids: Tensor, work: Work) -> None:
+    """Every sample is inside the bounds; the first that is not is named."""
+    lo, hi = work.target.bounds
+    if bool(((x >= lo) & (x <= hi)).all()):
+        return
+    for row, sample in enumerate(ids.tolist()):
+        where = f"for {work.source.name_of(sample)} in {work.data_set!r}"
+        refuse_outside(x[row : row + 1], work.target.bounds, where)
 
 
 def _refuse_infinite(logits: Tensor, ids: Tensor) -> None:

@@ -90,7 +90,7 @@ def evaluate(
 
     Args:
         model: an ``nn.Module`` or a callable that maps ``[N, ...]`` to logits ``[N, C]``, on the device where
-            it is to run.
+            it is to run; it is given samples of its parameters' dtype.
         data: a pair of tensors ``(x, y)``, a map-style torch data set, a :class:`brittle.sources.Source`, or
             several of them by name. The first set is the main one: it is attacked and shifted; the others
             are compared with it.
@@ -185,7 +185,13 @@ def evaluate(
         team = stack.enter_context(workers())
         stack.enter_context(target)
         about = look_at(
-            target, sources, skip_bad=skip_bad, limit=limit, views=settings.views, seed=settings.seed
+            target,
+            sources,
+            skip_bad=skip_bad,
+            limit=limit,
+            views=settings.views,
+            gradients=any(stage.needs_gradients for stage in settings.stages()),
+            seed=settings.seed,
         )
         identity = {
             **_identity(target, settings, limit, mean, std),

@@ -215,7 +215,7 @@ def _example(
 ) -> dict[str, Any]:
     sample = int(main.ids[place])
     x, _ = one.source.load([sample])
-    both = torch.cat([x, point[None].to(x.dtype)]).to(target.device or x.device)
+    both = torch.cat([x.to(target.dtype), point[None]]).to(target.device or x.device)
     logits = target.logits(both, torch.tensor([sample, sample], device=both.device))
     confidence, predicted = (part.tolist() for part in logits.double().softmax(1).max(1))
     clean, adversarial = f"{main.name}/{sample}/clean", f"{main.name}/{sample}/{rows.attack} {rows.norm}"

@@ -30,6 +30,8 @@ class Iterated(Attacked):
     restarts: int = 1
     minimal: bool = False
 
+    needs_gradients = True
+
     @property
     def attack(self) -> str:  # type: ignore[override]
         """As it is called in the rows."""

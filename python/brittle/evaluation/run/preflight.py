@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brittle import _checks as check
 from brittle.evaluation.run.settings import NOISE
+from brittle.evaluation.run.work import away_from, refuse_outside
 from brittle.noise import uniform
 from brittle.sources import BadSample, Source
 from brittle.target import Target
@@ -78,6 +78,7 @@ def look_at(
     skip_bad: bool,
     limit: int | None,
     views: Sequence[str],
+    gradients: bool,
     seed: int = 0,
 ) -> list[SetAbout]:
     """The sets of the run, the synthetic one last, once model and data are known to fit.
@@ -96,8 +97,10 @@ def look_at(
                 f"{name!r}, {list(x.shape[1:])}"
             )
         shape = x.shape[1:]
-        _inside(name, x, target.bounds)
+        refuse_outside(x, target.bounds, f"in {name!r}")
         logits = _ask(target, x, rows)
+        if gradients:
+            _differentiate(target, x[:1], logits.shape[1])
         classes = _classes(name, source, logits.shape[1])
         answers = [[float(f"{z:.6g}") for z in row] for row in logits[:8].tolist()]
         found.append(SetAbout(name, source, count, classes, answers))
@@ -145,20 +148,10 @@ def _first(name: str, source: Source, count: int, skip_bad: bool) -> tuple[Tenso
     return torch.cat(parts), rows
 
 
-def _inside(name: str, x: Tensor, bounds: tuple[float, float]) -> None:
-    try:
-        check.check_images("evaluate", x, bounds)
-    except ValueError as error:
-        raise ValueError(
-            f"{error} in {name!r}; for images that are normalised already, hand over the plain ones with "
-            "mean and std (--mean, --std), or say their bounds"
-        ) from None
-
-
 def _ask(target: Target, x: Tensor, rows: Sequence[int]) -> Tensor:
     """The logits of the first samples, asked for twice."""
     device = target.device or torch.device("cpu")
-    x, ids = x.to(device), torch.tensor(rows, device=device)
+    x, ids = x.to(device, target.dtype), torch.tensor(rows, device=device)
     try:
         once, again = target.logits(x, ids), target.logits(x, ids)
     except torch.OutOfMemoryError:
@@ -168,7 +161,8 @@ def _ask(target: Target, x: Tensor, rows: Sequence[int]) -> Tensor:
         if lines[0].startswith(f"{target.name}: "):
             raise
         raise ValueError(
-            f"evaluate: the model must take float32 samples of shape {list(x.shape[1:])}; got {lines[0]}"
+            f"evaluate: the model must take {str(x.dtype)[6:]} samples of shape {list(x.shape[1:])}; got "
+            + lines[0]
         ) from error
     if not once.isfinite().all():
         raise ValueError(
@@ -189,6 +183,12 @@ def _ask(target: Target, x: Tensor, rows: Sequence[int]) -> Tensor:
             "leave its softmax out"
         )
     return once
+
+
+def _differentiate(target: Target, x: Tensor, classes: int) -> None:
+    """A model without a graph is refused now, not when the first attack begins."""
+    y = torch.zeros(len(x), dtype=torch.int64, device=target.device)
+    target.evaluate(x.to(target.device or x.device, target.dtype), away_from(y % classes), own=True)
 
 
 def _classes(name: str, source: Source, count: int) -> tuple[str, ...]:

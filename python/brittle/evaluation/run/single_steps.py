@@ -34,6 +34,7 @@ class SingleStep(Attacked):
     keeps_answers: bool = False
 
     attack = "fgsm"
+    needs_gradients = True
 
     @property
     def seed_matters(self) -> bool:

@@ -151,6 +151,7 @@ def _one(
     lo, hi = target.bounds
     for ids, points, distance in _points(store, name, attack, norm, seed):
         x, y = source.load(ids.tolist())
+        x = x.to(target.dtype)
         if points.shape != x.shape:
             raise RunStoreError(
                 f"verify: {store.out / 'adversarial'} must hold the points of samples of shape "

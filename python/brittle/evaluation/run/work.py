@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from brittle import _checks as check
 from brittle.evaluation.run.store import Row, RunStore, RunStoreError
 from brittle.evaluation.scores import Answers
 from brittle.losses import attack_loss
@@ -52,7 +53,7 @@ class Work:
     tick: Tick
 
     def batches(self, size: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """x, y and ids on the model's device, ``size`` samples at a time."""
+        """x in the model's dtype, y and ids, on its device, ``size`` samples at a time."""
         size = self.batch_size if size is None else size
         device = self.target.device or torch.device("cpu")
         for first in range(0, len(self.ids), size):
@@ -70,7 +71,7 @@ class Work:
                     rows.remove(bad.row)
                     self.tick(1)
                     continue
-                yield x.to(device), y.to(device), torch.tensor(rows, device=device)
+                yield x.to(device, self.target.dtype), y.to(device), torch.tensor(rows, device=device)
                 break
 
 
@@ -157,6 +158,7 @@ class Stage(ABC):
     """Something that is done to every sample of a data set."""
 
     name: str
+    needs_gradients = False
 
     @abstractmethod
     def run(self, work: Work) -> None:
@@ -169,6 +171,17 @@ def answer_rows(
     """Rows of the table ``answers``."""
     columns = (part.tolist() for part in (ids, found.predicted, found.confidence, found.log_loss))
     return [(data_set, kind, level, scale, seed, *row) for row in zip(*columns, strict=True)]
+
+
+def refuse_outside(x: Tensor, bounds: tuple[float, float], where: str) -> None:
+    """Raise ValueError for samples that are not inside the bounds, as images that are normalised already."""
+    try:
+        check.check_images("evaluate", x, bounds)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} {where}; for images that are normalised already, hand over the plain ones with mean "
+            "and std (--mean, --std), or say their bounds"
+        ) from None
 
 
 def away_from(y: Tensor) -> Loss:
