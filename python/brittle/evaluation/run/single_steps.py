@@ -108,7 +108,7 @@ class _Search:
     """A batch, and the first adversarial point found of each of its samples, radius after radius."""
 
     rule: StepRule
-    rows_: Rows
+    state: Rows
     wrong: Tensor  # bool [n]
     kept: Tensor  # like x
     found: Tensor  # bool [n]: has an adversarial point in kept
@@ -129,7 +129,7 @@ class _Search:
 
     def step(self, target: Target, grad: Tensor, eps: float) -> Tensor:
         """One step of this length from the clean points; the model's own logits."""
-        rows = self.rows_
+        rows = self.state
         rows.adv.copy_(rows.clean)
         rows.eps.fill_(eps)
         trace = torch.zeros(len(rows), 3, dtype=torch.int64, device=rows.ids.device)
@@ -145,7 +145,7 @@ class _Search:
 
     def draw(self, target: Target, eps: float) -> None:
         """Random points of this radius for the samples that no smaller one fooled."""
-        rows = self.rows_
+        rows = self.state
         rows.eps.fill_(eps)
         for number in range(_RANDOM_DRAWS):
             left = (~self.wrong & ~self.found).nonzero().squeeze(1)
@@ -171,11 +171,11 @@ class _Search:
     @property
     def points(self) -> tuple[Tensor, Tensor]:
         """Ids and adversarial points of the samples that have one."""
-        return self.rows_.ids[self.found], self.kept[self.found]
+        return self.state.ids[self.found], self.kept[self.found]
 
     def rows(self, stage: Attacked, data_set: str, **columns: Tensor) -> dict[str, list[Row]]:
         """The rows of the batch."""
-        rows = self.rows_
+        rows = self.state
         distance = distances(self.kept, rows.clean, stage.norm)
         distance = torch.where(self.found, distance, torch.where(self.wrong, 0.0, torch.inf))
         none = torch.zeros_like(self.wrong)
