@@ -14,7 +14,7 @@ import torch
 from brittle import __version__
 from brittle import _checks as check
 from brittle.evaluation.run import fingerprint
-from brittle.evaluation.run.answers import Clean, Shift, Surroundings
+from brittle.evaluation.run.answers import Surroundings
 from brittle.evaluation.run.finish import finish, load_report
 from brittle.evaluation.run.preflight import SetAbout, as_json, look_at
 from brittle.evaluation.run.settings import LANDSCAPE_SAMPLES, NOISE, Settings
@@ -214,8 +214,8 @@ def evaluate(
         team.wait()
         store = RunStore(folder)
         stack.callback(store.close)
-        for stage, one in _work(settings, about):
-            _run(stage, one, team, store, target, batch_size, skip_bad, progress)
+        for name, stage, one in _work(settings, about):
+            _run(name, stage, one, team, store, target, batch_size, skip_bad, progress)
         team.wait()
         if team.leads:
             finish(store, target, about, settings, requirements, title, dict(provenance or {}), progress)
@@ -290,17 +290,19 @@ def _begin(
         store.close()
 
 
-def _work(settings: Settings, about: Sequence[SetAbout]) -> Iterator[tuple[Stage, SetAbout]]:
-    """The stages in order, each with the data that it is for."""
+def _work(settings: Settings, about: Sequence[SetAbout]) -> Iterator[tuple[str, Stage, SetAbout]]:
+    """The stages in order, each with what it is called while it runs, and the data that it is for."""
     main = about[0]
     first, *further = settings.stages()
     for one in about:
-        yield first, one
+        yield f"{first.name} {one.name}", first, one
     for stage in further:
-        yield stage, main
+        # Seeds are told where there are several.
+        yield stage.name.removesuffix(f" {settings.seed}"), stage, main
 
 
 def _run(
+    title: str,
     stage: Stage,
     one: SetAbout,
     team: Workers,
@@ -313,8 +315,6 @@ def _run(
     mine = one.rows(LANDSCAPE_SAMPLES if isinstance(stage, Surroundings) else None)[team.rank :: team.count]
     finished = set(store.finished(stage.name, one.name).tolist())
     left = [sample for sample in mine if sample not in finished]
-    title = stage.name if not isinstance(stage, Clean) else f"{stage.name} {one.name}"
-    title = title.rsplit(" ", 1)[0] if isinstance(stage, Shift) and stage.kinds is None else title
     done = len(mine) - len(left)
 
     def tick(count: int) -> None:
