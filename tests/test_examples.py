@@ -135,7 +135,7 @@ def test_landscape(printed: str) -> None:
     rows = [[float(word) for word in line.split()] for line in printed.splitlines()[1:]]
     assert [row[0] for row in rows] == [-0.2, -0.1, 0, 0.1, 0.2]
     along, across = [row[1] for row in rows], [row[2] for row in rows]
-    assert along == sorted(along)
+    assert along[2:] == sorted(along[2:])
     assert along[2] == across[2] < 0.5
     assert along[-1] > 5 > 4 * max(across)
 
