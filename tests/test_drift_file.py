@@ -90,7 +90,7 @@ def test_a_file_stays_where_writing_fails(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for part, name in ((Path, "write_bytes"), (os, "replace")):
+    for part, name in ((os, "fsync"), (os, "replace")):
         with monkeypatch.context() as patch:
             patch.setattr(part, name, full)
             with pytest.raises(OSError, match="No space left"):

@@ -80,3 +80,8 @@ def auroc_interval(area: float, positives: int, negatives: int, level: float = 0
     variance = area * (1 - area) + (positives - 1) * (q1 - area**2) + (negatives - 1) * (q2 - area**2)
     half = NormalDist().inv_cdf((1 + level) / 2) * sqrt(max(variance, 0.0) / (positives * negatives))
     return max(0.0, area - half), min(1.0, area + half)
+
+
+def percents(bounds: Sequence[float] | None) -> str:
+    """An interval in words: ``"9.8-15.6 %"``."""
+    return "no interval" if bounds is None else f"{100 * bounds[0]:.1f}-{100 * bounds[1]:.1f} %"

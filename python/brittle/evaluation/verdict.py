@@ -13,6 +13,7 @@ from brittle.evaluation.requirements import (
     parse_requirement,
     radius_among,
 )
+from brittle.evaluation.statistics import percents
 
 __all__ = ["Judged", "Requirement", "Verdict", "check_requirements", "judge", "parse_requirement"]
 
@@ -180,7 +181,7 @@ def _left(one: Mapping[str, Any], at: int, samples: int) -> str:
     who = f"{ATTACKS.get(best, best)} leaves" if best is not None else "all attacks together leave"
     return (
         f"{one['epsilons'][at]:.3g} ({norm}): {who} {100 * left:.1f} % of {samples} samples right "
-        f"(95 % interval {_percents(one['interval'][at])})"
+        f"(95 % interval {percents(one['interval'][at])})"
     )
 
 
@@ -198,8 +199,7 @@ def _clean(views: Mapping[str, Any]) -> str | None:
     else:
         return None
     return (
-        f"Right on {100 * accuracy:.1f} % of {samples} samples as they are "
-        f"(95 % interval {_percents(bounds)})"
+        f"Right on {100 * accuracy:.1f} % of {samples} samples as they are (95 % interval {percents(bounds)})"
     )
 
 
@@ -224,7 +224,7 @@ def _sentences(views: Mapping[str, Any]) -> list[str]:
         low = min(one["groups"], key=lambda g: g["group"] != one["worst"])
         found.append(
             f"Worst group {low['group']}: right on {100 * low['accuracy']:.1f} % of {low['samples']} samples "
-            f"(95 % interval {_percents(low['interval'])})."
+            f"(95 % interval {percents(low['interval'])})."
         )
     for one in views.get("calibration", {}).get("sets", [])[:1]:
         first = one["conditions"][0]
@@ -234,7 +234,3 @@ def _sentences(views: Mapping[str, Any]) -> list[str]:
                 f"{first['ece']:.3f}."
             )
     return found
-
-
-def _percents(bounds: Sequence[float] | None) -> str:
-    return "unknown" if bounds is None else f"{100 * bounds[0]:.1f}-{100 * bounds[1]:.1f} %"

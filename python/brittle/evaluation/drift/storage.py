@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from brittle.evaluation.run.store import write_whole
 
 FORMAT = 1
 
@@ -23,12 +24,7 @@ def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     facts = {"format": FORMAT, **facts}
     text = json.dumps({"facts": facts, "digest": _digest(tensors, facts)}, sort_keys=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(save(tensors, {_ENTRY: text}))
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(path, save(tensors, {_ENTRY: text}))
 
 
 def read(op: str, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

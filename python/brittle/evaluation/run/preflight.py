@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle.evaluation.run.settings import NOISE
-from brittle.evaluation.run.work import away_from, refuse_outside
+from brittle.evaluation.run.work import away_from, refuse_outside, unreadable
 from brittle.noise import uniform
 from brittle.sources import BadSample, Source
 from brittle.target import Target
@@ -136,10 +136,7 @@ def _first(name: str, source: Source, count: int, skip_bad: bool) -> tuple[Tenso
         except BadSample as error:
             bad = error
             if not skip_bad:
-                raise ValueError(
-                    f"evaluate: data must be readable; got {error} in {name!r} (skip_bad=True or --skip-bad "
-                    "leaves such samples out and lists them)"
-                ) from None
+                raise unreadable(error, name) from None
     if not parts:
         raise ValueError(
             f"evaluate: data must hold samples that can be read; got none in {name!r}"

@@ -14,10 +14,10 @@ from brittle.evaluation.run.iterated import Iterated
 from brittle.evaluation.run.single_steps import RandomSearch, SingleStep
 from brittle.evaluation.run.work import Stage
 from brittle.evaluation.views import VIEWS
+from brittle.evaluation.views.common import ATTACKS
 from brittle.target import Bounds
 
 NORMS = ("linf", "l2", "l1")
-ATTACKS = ("fgsm", "pgd", "minimal", "random")
 
 #: Radii for inputs in [0, 1], and which of them the report speaks of first: the usual ones for images.
 EPSILONS: Mapping[str, tuple[float, ...]] = {

@@ -38,7 +38,6 @@ class Work:
         data_set: its name.
         ids: the samples still to be done.
         batch_size: samples to read, and slots of an attack.
-        seed: of the run.
         skip_bad: record samples that cannot be read instead of giving up.
         tick: called with the number of samples finished.
     """
@@ -63,10 +62,7 @@ class Work:
                     x, y = self.source.load(rows)
                 except BadSample as bad:
                     if not self.skip_bad:
-                        raise ValueError(
-                            f"evaluate: data must be readable; got {bad} in {self.data_set!r} (skip_bad=True "
-                            "or --skip-bad leaves such samples out and lists them)"
-                        ) from None
+                        raise unreadable(bad, self.data_set) from None
                     self.store.skip(self.data_set, bad.row, bad.name, bad.reason)
                     rows.remove(bad.row)
                     self.tick(1)
@@ -171,6 +167,14 @@ def answer_rows(
     """Rows of the table ``answers``."""
     columns = (part.tolist() for part in (ids, found.predicted, found.confidence, found.log_loss))
     return [(data_set, kind, level, scale, seed, *row) for row in zip(*columns, strict=True)]
+
+
+def unreadable(bad: BadSample, data_set: str) -> ValueError:
+    """The error of a sample that is not to be skipped."""
+    return ValueError(
+        f"evaluate: data must be readable; got {bad} in {data_set!r} (skip_bad=True or --skip-bad leaves "
+        "such samples out and lists them)"
+    )
 
 
 def refuse_outside(x: Tensor, bounds: tuple[float, float], where: str) -> None:

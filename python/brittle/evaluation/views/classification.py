@@ -9,7 +9,7 @@ from torch import Tensor
 
 from brittle.evaluation.rows import RunRows, SetRows, blocks
 from brittle.evaluation.scores import confusion_matrix
-from brittle.evaluation.statistics import wilson
+from brittle.evaluation.statistics import percents, wilson
 from brittle.evaluation.views.common import (
     ALPHA,
     Finding,
@@ -19,7 +19,6 @@ from brittle.evaluation.views.common import (
     mean,
     number,
     percent,
-    percents,
     rounded,
     thin,
 )

@@ -77,11 +77,6 @@ def percent(share: float | None) -> str:
     return "no number" if share is None else f"{100 * share:.1f} %"
 
 
-def percents(bounds: Sequence[float] | None) -> str:
-    """An interval in words: ``"9.8-15.6 %"``."""
-    return "no interval" if bounds is None else f"{100 * bounds[0]:.1f}-{100 * bounds[1]:.1f} %"
-
-
 def labelled_sets(run: RunRows) -> list[SetRows]:
     """Those with labels and samples."""
     return [rows for rows in run.sets if len(rows) and rows.labelled]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from brittle.evaluation.curve import NORM_NAMES
 from brittle.evaluation.rows import AttackRows, RunRows
+from brittle.evaluation.statistics import percents
 from brittle.evaluation.verdict import BROKEN
 from brittle.evaluation.views.common import (
     Finding,
@@ -18,7 +19,6 @@ from brittle.evaluation.views.common import (
     interval,
     own_seed,
     percent,
-    percents,
     thin,
 )
 from brittle.evaluation.views.masking import masking

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from brittle.evaluation.rows import RunRows, SetRows
-from brittle.evaluation.statistics import differ_by_chance, wilson
+from brittle.evaluation.statistics import differ_by_chance, percents, wilson
 from brittle.evaluation.views.common import (
     ALPHA,
     Finding,
@@ -17,7 +17,6 @@ from brittle.evaluation.views.common import (
     means_over,
     number,
     percent,
-    percents,
 )
 
 FEWEST = 20  # samples of one class in one group before its recall is compared

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from brittle.evaluation.rows import RunRows
-from brittle.evaluation.statistics import differ_by_chance
+from brittle.evaluation.statistics import differ_by_chance, percents
 from brittle.evaluation.views.common import (
     ALPHA,
     Finding,
@@ -14,7 +14,6 @@ from brittle.evaluation.views.common import (
     labelled_sets,
     macro_scores,
     percent,
-    percents,
 )
 
 GAP = 0.05  # the same as between segments
