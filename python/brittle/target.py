@@ -259,6 +259,14 @@ class Target:
         self._confirmed = True
         return alike
 
+    def normalized(self, x: Tensor) -> Tensor:
+        """``(x - mean) / std``, what the module itself takes; ``x`` where the target has neither."""
+        if self._mean is None or self._std is None:
+            return x
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        mean, std = (part.to(x).reshape(shape) for part in (self._mean, self._std))
+        return (x - mean) / std
+
     def refuse_nan(self, sample_ids: Tensor) -> None:
         """Raise ValueError with the ids of samples whose logits are NaN."""
         ids = sample_ids.tolist()
@@ -268,10 +276,7 @@ class Target:
     def _forward(self, x: Tensor, own: bool) -> Tensor:
         self.forwards += len(x)
         model = self.model if own or self._search is None else self._search
-        if self._mean is not None and self._std is not None:
-            shape = (1, -1, *[1] * (x.dim() - 2))
-            mean, std = (part.to(x).reshape(shape) for part in (self._mean, self._std))
-            x = (x - mean) / std
+        x = self.normalized(x)
         if model is not self.model and self._half:
             x = x.to(torch.bfloat16)
         size = self.fixed_batch

@@ -1,0 +1,41 @@
+"""Where a small change of the inputs becomes a large change of the features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from brittle.diagnosis.flaws.evidence import Evidence
+from brittle.diagnosis.flaws.result import Finding
+from brittle.diagnosis.flaws.thresholds import from_above
+
+
+def fragile(about: Evidence) -> Iterator[Finding]:
+    """Layers that enlarge, relative to what they tell samples apart by, the change that an attack makes."""
+    if "attack" not in about.validation.accuracy:
+        about.notes.append("fragility could not be judged: the model's outputs are not finite")
+        return
+    for layer in about.layers:
+        evidence = {}
+        for kind in ("attack", "noise"):
+            moved = about.validation.moved[kind]
+            before = max(moved[name] for name in about.parents(layer) or ("",))
+            factor = moved[layer] / before if before else math.nan
+            evidence[f"moved by {kind}"] = about.measure(f"moved by {kind}", layer, moved[layer])
+            evidence[f"amplification of {kind}"] = about.measure(f"amplification of {kind}", layer, factor)
+            about.measure(f"cosine under {kind}", layer, about.validation.cosine[kind][layer])
+        worst = evidence["amplification of attack"]
+        severity = from_above(worst, about.thresholds.amplification)
+        # What is enlarged from nothing to next to nothing harms nobody.
+        if evidence["moved by attack"] < about.thresholds.displacement:
+            severity = "none"
+        yield Finding(
+            layer,
+            "fragile",
+            severity,
+            evidence,
+            reason=(
+                f"under attack the features move by {evidence['moved by attack']:.2f} of their spread, "
+                f"{worst:.1f} times as much as before the layer"
+            ),
+        )
