@@ -203,10 +203,10 @@ class Pass:
                     f"{OP}: untrained must have the layers of model; {missing[0]!r} is not among its own"
                 )
             for name in self.features:
-                sketch = sketch(*self.passed_on(capture, name))
-                if sketch.shape != self.features[name][-1].shape:
+                kept = sketch(*self.passed_on(capture, name))
+                if kept.shape != self.features[name][-1].shape:
                     raise ValueError(f"{OP}: untrained must be of model's shape; layer {name!r} differs")
-                self.before.setdefault(name, []).append(sketch)
+                self.before.setdefault(name, []).append(kept)
 
     def perturb(self, x: Tensor, y: Tensor, ids: Tensor, clean: Mapping[str, Tensor], eps: float) -> None:
         """The features of attacked and of noisy samples beside the clean ones."""
