@@ -52,7 +52,7 @@ class Capture:
 
     def __init__(self, model: nn.Module, layers: Sequence[str] | None = None) -> None:
         self.model = model
-        self.modules = _chosen(model, layers)
+        self.modules = with_weights(model, layers)
         self.flows: dict[str, Flow] = {}
         self.repeated: set[str] = set()
         self._handles: list[RemovableHandle] = []
@@ -163,7 +163,8 @@ def _is_convolution(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.conv._ConvNd)
 
 
-def _chosen(model: nn.Module, layers: Sequence[str] | None) -> dict[str, nn.Module]:
+def with_weights(model: nn.Module, layers: Sequence[str] | None) -> dict[str, nn.Module]:
+    """The layers to watch by name; all, or those that match a name or pattern."""
     every = {name: part for name, part in model.named_modules() if _has_weights(part)}
     if not every:
         raise ValueError(f"{OP}: model must have layers with weights (convolutions, linear layers); got none")

@@ -9,7 +9,7 @@ from torch import nn
 
 from brittle import _checks as check
 from brittle.data import Data
-from brittle.diagnosis.flaws.capture import OP, described
+from brittle.diagnosis.flaws.capture import OP, described, with_weights
 from brittle.diagnosis.flaws.evidence import Evidence
 from brittle.diagnosis.flaws.formation import unformed
 from brittle.diagnosis.flaws.fragility import fragile
@@ -36,6 +36,7 @@ def diagnose(
     samples: int = 2048,
     batch_size: int = 128,
     eps: float | None = None,
+    bounds: tuple[float, float] | None = None,
     thresholds: Thresholds | None = None,
     seed: int = 0,
     progress: bool | Callable[[int, int | None], None] = False,
@@ -62,7 +63,7 @@ def diagnose(
     Args:
         model: maps inputs to logits ``[N, C]``; a :class:`brittle.Target` of one for a mean and std.
         train: what it was trained on, with the labels it was given: a pair of tensors ``(x, y)`` or an
-            iterable of batches ``(x, y)``, such as a DataLoader. ``x`` is within bounds.
+            iterable of batches ``(x, y)``, such as a DataLoader.
         validation: likewise, what it was not trained on.
         untrained: a copy of the model as it was initialised, with the same initial weights: most certain for
             ``unformed``. Without it weights are compared with what the layers' ``reset_parameters`` give.
@@ -71,6 +72,7 @@ def diagnose(
             first, so give a shuffled one. Memory is about 1.5 KB for each sample and layer.
         batch_size: for pairs of tensors.
         eps: Linf radius of the attack; by default 8/255 of the bounds' span.
+        bounds: the smallest and the largest value of the inputs; by default (0, 1), or the target's.
         thresholds: other than the calibrated ones.
         seed: of the attack's start, the noise, and the random projections that long features are kept by.
         progress: True for a bar on stderr (needs ``rich``), or a function that is called with the number of
@@ -101,7 +103,7 @@ def diagnose(
         >>> found.severity("0", "dead"), found.of("0", "dead")[0].channels == tuple(range(12))
         ('mild', True)
     """
-    lent = Target.of(model, OP)
+    lent = Target.of(model, OP, bounds)
     if not isinstance(lent.model, nn.Module):
         raise ValueError(f"{OP}: model must be an nn.Module; got {type(lent.model).__name__}")
     wanted = (layers,) if isinstance(layers, str) else None if layers is None else tuple(layers)
@@ -143,10 +145,31 @@ def diagnose(
             train=seen[0],
             validation=seen[1],
             thresholds=thresholds or Thresholds(),
+            never_ran=tuple(name for name in with_weights(lent.model, wanted) if name not in ran),
             seed=seed,
         )
         findings = [finding for judge in _JUDGEMENTS for finding in judge(about)]
     return _result(about, findings)
+
+
+def _unjudged(about: Evidence, findings: list[Finding]) -> list[str]:
+    """What no judgement was made of, and has no note yet."""
+    notes = []
+    for kind in ("redundant", "overfit", "broken-link"):
+        judged = {f.layer for f in findings if f.kind == kind}
+        left = [repr(layer) for layer in about.layers if layer not in judged]
+        if left:
+            notes.append(f"{kind} could not be judged, as features are not finite: {', '.join(left)}")
+    never = [repr(name) for name in about.never_ran]
+    if never:
+        notes.append(
+            "not judged, as they were not called (the module around them may use their weights itself) or "
+            f"their output has not the batch first: {', '.join(never)}"
+        )
+    again = [repr(name) for name in about.validation.repeated]
+    if again:
+        notes.append(f"of layers that ran several times, the first run was judged: {', '.join(again)}")
+    return notes
 
 
 def _result(about: Evidence, findings: list[Finding]) -> Diagnosis:
@@ -166,5 +189,5 @@ def _result(about: Evidence, findings: list[Finding]) -> Diagnosis:
         findings=tuple(findings),
         samples={"train": len(about.train.y), "validation": len(about.validation.y)},
         accuracy=accuracies | {f"validation, {k}": v for k, v in about.validation.accuracy.items()},
-        notes=tuple(about.notes),
+        notes=(*about.notes, *_unjudged(about, findings)),
     )

@@ -28,6 +28,7 @@ class Evidence:
         measures: by name and layer; the judgements add what they measure.
         notes: what could not be judged, and why.
         seed: of random choices.
+        never_ran: layers that gave nothing to judge.
     """
 
     modules: Mapping[str, nn.Module]
@@ -36,6 +37,7 @@ class Evidence:
     validation: Seen
     thresholds: Thresholds
     seed: int
+    never_ran: tuple[str, ...] = ()
     measures: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

@@ -13,19 +13,20 @@ from brittle.diagnosis.flaws.thresholds import from_above, from_below
 
 def vanishing(about: Evidence) -> Iterator[Finding]:
     """Layers whose weights are told next to nothing by the loss, beside what other layers are told."""
-    largest = max((_update(about, layer) for layer in about.layers), default=0.0)
+    updates = {layer: _update(about, layer) for layer in about.layers}
     for layer in about.layers:
-        update = about.measure("update", layer, _update(about, layer))
+        update = about.measure("update", layer, updates[layer])
         signal = about.measure("signal", layer, about.validation.signal[layer])
         ratio = about.measure("signal ratio", layer, _ratio(about, layer))
-        relative = update / largest if largest > 0 else math.nan
+        usual = _usual([updates[other] for other in about.layers if other != layer])
+        relative = update / usual if usual > 0 else math.nan
         about.measure("relative update", layer, relative)
         yield Finding(
             layer,
             "vanishing",
             from_below(relative, about.thresholds.update),
             {"relative update": relative, "signal": signal, "signal ratio": ratio},
-            reason=f"the weights' gradient is {relative:.1e} of the largest layer's, each over its weights",
+            reason=f"the weights' gradient is {relative:.1e} of that of other layers, each over its weights",
         )
 
 
@@ -58,6 +59,12 @@ def exploding(about: Evidence) -> Iterator[Finding]:
                 f"{gain:.3g} times as much as its inputs"
             ),
         )
+
+
+def _usual(updates: list[float]) -> float:
+    """The second largest: one layer that fits badly, such as a frozen one, has a large gradient alone."""
+    ordered = sorted((update for update in updates if math.isfinite(update)), reverse=True)
+    return ordered[1 if len(ordered) > 2 else 0] if ordered else math.nan
 
 
 def _update(about: Evidence, layer: str) -> float:

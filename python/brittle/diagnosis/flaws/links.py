@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 
 from brittle.diagnosis.flaws.evidence import Evidence
-from brittle.diagnosis.flaws.result import Finding
-from brittle.diagnosis.flaws.thresholds import SEVERITIES, from_above, from_below
+from brittle.diagnosis.flaws.result import SEVERITIES, Finding
+from brittle.diagnosis.flaws.thresholds import from_above, from_below
 
 
 def broken_link(about: Evidence) -> Iterator[Finding]:

@@ -128,6 +128,12 @@ class Pass:
                     parameter.requires_grad_()
             leaf = x.detach().clone().requires_grad_()
             logits = self.forward(capture, leaf)
+            lowest, highest = (int(part) for part in y.aminmax())
+            if lowest < 0 or highest >= logits.shape[1]:
+                raise ValueError(
+                    f"{OP}: y must be in [0, {logits.shape[1]}), the model's classes; "
+                    f"got labels from {lowest} to {highest}"
+                )
             if not self.parents:
                 self.parents = capture.parents()
                 for name, parents in self.parents.items():
@@ -177,7 +183,7 @@ class Pass:
         """
         ids = torch.arange(len(logits), device=logits.device) + sum(map(len, self.y))
         zeros = torch.zeros(logits.shape, device=logits.device)
-        signs = uniform(zeros, 1.0, self.seed, ids).sign().to(logits)
+        signs = uniform(zeros, 1.0, self.seed, ids, bounds=None).sign().to(logits)
         outputs = [flow.raw for flow in capture.flows.values()]
         gradients = torch.autograd.grad((logits * signs).sum(), [*outputs, leaf], allow_unused=True)
         first = sum(map(len, self.y))
@@ -218,9 +224,8 @@ class Pass:
             return
         self.right["clean"].append(int((logits.argmax(1) == y).sum()))
         lo, hi = self.target.bounds
-        still = torch.full_like(x, (lo + hi) / 2)
-        # Of the same size everywhere as the attack's largest.
-        signs = (uniform(still, (hi - lo) / 2, self.seed, ids, 1) - still).sign()
+        # Everywhere of the size that the attack has at most.
+        signs = uniform(torch.zeros_like(x), 1.0, self.seed, ids, 1, bounds=None).sign()
         perturbed = {
             "noise": (x + eps * signs).clamp(lo, hi),
             "attack": pgd(
@@ -294,6 +299,7 @@ def look(
     one = Pass(target, untrained, layers, seed)
     done = 0
     for x, y, ids in _some(data, samples, batch_size, target):
+        check.check_images(OP, x, target.bounds)
         check.check_labels(OP, y, x)
         check.check_device(OP, x, target)
         one.add(x.to(target.dtype), y, ids, learning=learning, eps=eps)

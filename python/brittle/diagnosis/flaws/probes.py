@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 # Strengths of the penalty, over the largest eigenvalue of the features' covariance.
-_PENALTIES = 10.0 ** torch.arange(-8.0, 1.5, 0.5, dtype=torch.float64)
+_PENALTIES = 10.0 ** torch.arange(-6.0, 1.5, 0.5, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from brittle.diagnosis.flaws.capture import OP
-from brittle.diagnosis.flaws.result import SEVERITIES as SEVERITIES
 
 Pair = tuple[float, float]
 
@@ -22,7 +21,7 @@ class Thresholds:
         duplicates: share of units whose outputs have a cosine above ``duplicate`` with those of another
             unit, beyond one of each such group.
         duplicate: that cosine, of outputs less their mean.
-        collapse: mean cosine of different samples' features, less their mean over the inputs.
+        collapse: mean cosine of two samples' features.
         movement: length of the change of the weights since initialisation, over the initial weights': at
             most so much. A layer is unformed only if it also moved ten times less than the median layer, or
             if that one did not move either.
@@ -30,8 +29,8 @@ class Thresholds:
             distribution: at least so much.
         memory: accuracy of a linear probe on samples that the network was trained on and the probe was not,
             less that on validation samples, beyond the same difference of the layers that feed this one.
-        update: the loss gradient's length over the weights', relative to the largest of all layers: at most
-            so much vanishes.
+        update: the loss gradient's length over the weights', relative to the second largest of the other
+            layers: at most so much vanishes.
         explosion: the loss gradient's length over the weights': at least so much explodes.
         gain: how often more than its inputs a layer's outputs must vary, unit by unit, to be what makes the
             gradients explode.
@@ -46,7 +45,7 @@ class Thresholds:
     dead: Pair = (0.5, 0.8)
     duplicates: Pair = (0.15, 0.45)
     duplicate: float = 0.99
-    collapse: Pair = (0.995, 0.9995)
+    collapse: Pair = (0.99, 0.999)
     movement: Pair = (0.05, 0.01)
     freshness: Pair = (0.01, 0.05)
     memory: Pair = (0.1, 0.25)
@@ -62,9 +61,10 @@ class Thresholds:
     def __post_init__(self) -> None:
         for one in fields(self):
             value = getattr(self, one.name)
-            pair = value if isinstance(value, tuple) else (value, value)
-            if len(pair) != 2 or not all(isinstance(part, (int, float)) and part >= 0 for part in pair):
-                wanted = "two numbers >= 0" if isinstance(one.default, tuple) else "a number >= 0"
+            wanted = "two numbers >= 0" if isinstance(one.default, tuple) else "a number >= 0"
+            parts = value if isinstance(value, tuple) else (value,)
+            fits = isinstance(value, tuple) == isinstance(one.default, tuple) and len(parts) in (1, 2)
+            if not fits or not all(isinstance(part, (int, float)) and part >= 0 for part in parts):
                 raise ValueError(f"{OP}: thresholds.{one.name} must be {wanted}; got {value!r}")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from brittle import ops
 from brittle.diagnosis.flaws.evidence import Evidence
-from brittle.diagnosis.flaws.result import Finding, Region
+from brittle.diagnosis.flaws.result import SEVERITIES, Finding, Region
 from brittle.diagnosis.flaws.thresholds import from_above
 from brittle.similarity import effective_rank
 
@@ -27,6 +27,9 @@ def dead(about: Evidence) -> Iterator[Finding]:
         heard = about.measure("heard", layer, units.entries)
         severity = from_above(share, about.thresholds.dead)
         count = int(silent.sum())
+        reason = f"{count} of {len(silent)} units have no say for any sample"
+        if _cut_off(about, layer):
+            severity, reason = "none", "no layer after it has a say, so that none of its units can have any"
         yield Finding(
             layer,
             "dead",
@@ -34,7 +37,7 @@ def dead(about: Evidence) -> Iterator[Finding]:
             {"dead units": share, "heard": heard},
             tuple(silent.nonzero().flatten().tolist()),
             silent_region(units.places, units.map),
-            f"{count} of {len(silent)} units have no say for any sample",
+            reason,
         )
 
 
@@ -52,7 +55,11 @@ def redundant(about: Evidence) -> Iterator[Finding]:
         about.measure("effective rank share", layer, rank / max(1, min(values.shape)))
         features = about.validation.features[layer]
         alike = about.measure("sample redundancy", layer, _mean_cosine(features))
-        severity = from_above(share, about.thresholds.duplicates)
+        severity = max(
+            from_above(share, about.thresholds.duplicates),
+            from_above(alike, about.thresholds.collapse),
+            key=SEVERITIES.index,
+        )
         yield Finding(
             layer,
             "redundant",
@@ -60,8 +67,15 @@ def redundant(about: Evidence) -> Iterator[Finding]:
             {"duplicate units": share, "effective rank": rank, "sample redundancy": alike},
             tuple(copies),
             None,
-            f"{len(copies)} of {len(of)} units repeat another; the outputs use {rank:.1f} directions",
+            f"{len(copies)} of {len(of)} units repeat another; the outputs use {rank:.1f} directions; "
+            f"the features of two samples have a cosine of {alike:.3f}",
         )
+
+
+def _cut_off(about: Evidence, layer: str) -> bool:
+    """Whether all that the layer feeds is without a say itself."""
+    fed = [other for other in about.layers if layer in about.parents(other)]
+    return bool(fed) and all(about.validation.signal[other] == 0 for other in fed)
 
 
 def duplicate_of(values: Tensor, threshold: float) -> list[int]:
