@@ -24,6 +24,7 @@ LEVELS = [
     ["report"],
     ["diagnosis"],
     ["evaluation"],
+    ["repair"],
     ["environment"],
     ["demo"],
     ["cli"],

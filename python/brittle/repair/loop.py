@@ -1,0 +1,225 @@
+"""The parts of a training loop: the order of samples, the model's modes, an epoch, a look at other data."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from brittle.data import Data, batches
+from brittle.repair.state import Batch, MakeOptimizer, MakeSchedule, Regularizer, Schedule, Step, Training
+from brittle.target import Target
+
+Samples = tuple[Tensor, Tensor, Tensor]
+
+_PEAK_RATE = 3e-3
+
+
+def derived_seed(seed: int, purpose: str, number: int) -> int:
+    """A seed of its own for each purpose and number: torch's CPU generator looks at 32 bits alone, so sums
+    and exclusive-ors of small numbers would meet again."""
+    digest = hashlib.blake2b(f"{seed} {purpose} {number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+class Order:
+    """The batches of every epoch.
+
+    Args:
+        op: the operator to name in error messages.
+        data, batch_size, seed: as :func:`brittle.repair.train` takes them.
+        model: where the batches go.
+
+    Attributes:
+        count: of an epoch's batches; None where the data has no length.
+    """
+
+    def __init__(self, op: str, data: Data, batch_size: int, seed: int, model: nn.Module) -> None:
+        self.op, self.data, self.seed, self.target = op, data, seed, Target.of(model, op)
+        self.batch_size = batch_size
+        self.count: int | None
+        if isinstance(data, tuple):
+            # Looks at the pair, and says what is wrong with it.
+            for _ in batches(op, data, max(1, len(data[0])), self.target):
+                break
+            else:
+                raise ValueError(f"{op}: data must hold samples; got none")
+            self.count = math.ceil(len(data[0]) / batch_size)
+            return
+        try:
+            self.count = len(data)  # type: ignore[arg-type]
+        except TypeError:
+            self.count = None
+
+    def epoch(self, number: int) -> Iterator[Samples]:
+        """An epoch's batches, on the model's device."""
+        if not isinstance(self.data, tuple):
+            for part in (self.data, getattr(self.data, "sampler", None)):
+                set_epoch = getattr(part, "set_epoch", None)
+                if set_epoch is not None:
+                    set_epoch(number)
+            yield from batches(self.op, self.data, self.batch_size, self.target)
+            return
+        x, y = self.data
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", number))
+        rows = torch.randperm(len(x), generator=generator).to(x.device)
+        device = self.target.device or x.device
+        for part in torch.tensor_split(rows, self.count or 1):
+            yield x[part].detach().to(device), y[part.to(y.device)].to(device), part.to(device)
+
+
+def chosen_parameters(
+    op: str, model: nn.Module, optimizer: MakeOptimizer | Optimizer | None, names: Iterable[str] | None
+) -> list[nn.Parameter]:
+    """Those of the model's parameters that are to be trained."""
+    named = dict(model.named_parameters())
+    if isinstance(optimizer, Optimizer):
+        if names is not None:
+            raise ValueError(f"{op}: parameters are those of the optimizer given; got others beside it")
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        chosen = [p for p in named.values() if id(p) in held]
+    elif names is None:
+        chosen = [p for p in named.values() if p.requires_grad]
+    else:
+        names = [names] if isinstance(names, str) else list(names)
+        for name in names:
+            if not any(_within(known, name) for known in named):
+                raise ValueError(f"{op}: parameters must name parameters or modules with some; got {name!r}")
+        chosen = [p for known, p in named.items() if any(_within(known, name) for name in names)]
+    if not chosen:
+        raise ValueError(f"{op}: model must have parameters to train; got none")
+    return chosen
+
+
+def _within(parameter: str, name: str) -> bool:
+    return parameter == name or parameter.startswith(f"{name}.") or name == ""
+
+
+def optimizer_and_schedule(
+    op: str,
+    optimizer: MakeOptimizer | Optimizer | None,
+    schedule: MakeSchedule | None,
+    parameters: list[nn.Parameter],
+    total: int | None,
+) -> tuple[Optimizer, Schedule | None]:
+    """As given, or the default ones; ``total`` is the number of steps, if it is known."""
+    if (optimizer is None or schedule is not None) and total is None:
+        raise ValueError(f"{op}: data must have a length for a schedule of the learning rate; got none")
+    if optimizer is None:
+        made: Optimizer = torch.optim.Adam(parameters, lr=_PEAK_RATE)
+        schedule = schedule or (
+            lambda adam, steps: torch.optim.lr_scheduler.OneCycleLR(adam, _PEAK_RATE, total_steps=steps)
+        )
+    else:
+        made = optimizer if isinstance(optimizer, Optimizer) else optimizer(parameters)
+    return made, None if schedule is None or total is None else schedule(made, total)
+
+
+@contextmanager
+def prepared(model: nn.Module, chosen: list[nn.Parameter]) -> Iterator[None]:
+    """Inside the block ``chosen`` alone requires gradients, and modules train; afterwards each module's mode,
+    each parameter's ``requires_grad`` and ``.grad`` and torch's random state are as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    held = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    device = next(iter(chosen)).device
+    with ExitStack() as undo:
+        undo.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        undo.enter_context(torch.inference_mode(False))
+        undo.enter_context(torch.enable_grad())
+        try:
+            model.requires_grad_(False)
+            for parameter in chosen:
+                parameter.requires_grad_()
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for parameter, requires_grad, grad in held:
+                parameter.requires_grad_(requires_grad)
+                parameter.grad = grad
+
+
+def to_training_mode(model: nn.Module) -> None:
+    """Every module trains, but those with parameters of their own that are all frozen."""
+    model.train()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.training = False
+
+
+def run_epoch(
+    training: Training,
+    samples: Iterable[Samples],
+    step: Step,
+    *,
+    regularizer: Regularizer | None,
+    schedule: Schedule | None,
+    max_grad_norm: float | None,
+    after_step: Callable[[], None],
+) -> dict[str, float]:
+    """Take a step on each batch and tell the means of what was seen; ends early where training is stopped."""
+    model, optimizer = training.model, training.optimizer
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    loss_sum = penalty_sum = 0.0
+    count = judged = 0
+    correct: Tensor | int = 0
+    record = {"epoch": float(training.epochs)}
+    for x, y, ids in samples:
+        if len(x) == 0:
+            continue
+        optimizer.zero_grad()
+        found = step(Batch(model, x, y, ids, training.epochs, training.steps))
+        loss, logits = found if isinstance(found, tuple) else (found, None)
+        penalty = None if regularizer is None else regularizer(model)
+        objective = loss if penalty is None else loss + penalty
+        value = objective.item()
+        if not math.isfinite(value):
+            training.stop(f"the loss was {value} in epoch {training.epochs}, step {training.steps}")
+            break
+        objective.backward()  # type: ignore[no-untyped-call]
+        if max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        record["learning_rate"] = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        training.steps += 1
+        count += len(x)
+        extra = 0.0 if penalty is None else penalty.item()
+        loss_sum += (value - extra) * len(x)
+        penalty_sum += extra * len(x)
+        if logits is not None:
+            judged += len(x)
+            correct = correct + (logits.detach().argmax(1) == y).sum()
+        after_step()
+        if training.stopped is not None:
+            break
+    if count:
+        record["loss"] = loss_sum / count
+        if regularizer is not None:
+            record["penalty"] = penalty_sum / count
+    if judged:
+        record["accuracy"] = int(correct) / judged
+    return record
+
+
+@torch.no_grad()
+def look(op: str, model: nn.Module, data: Data, batch_size: int) -> dict[str, float]:
+    """Mean cross-entropy and accuracy on ``data`` in evaluation mode."""
+    model.eval()
+    loss, correct, count = 0.0, 0, 0
+    for x, y, _ in batches(op, data, batch_size, Target.of(model, op)):
+        logits = model(x)
+        loss += F.cross_entropy(logits, y, reduction="sum").item()
+        correct += int((logits.argmax(1) == y).sum())
+        count += len(x)
+    if count == 0:
+        raise ValueError(f"{op}: validation must hold samples; got none")
+    return {"validation_loss": loss / count, "validation_accuracy": correct / count}
