@@ -175,9 +175,10 @@ def run_epoch(
         if len(x) == 0:
             continue
         optimizer.zero_grad()
-        found = step(Batch(model, x, y, ids, training.epochs, training.steps))
+        batch = Batch(model, x, y, ids, training.epochs, training.steps)
+        found = step(batch)
         loss, logits = found if isinstance(found, tuple) else (found, None)
-        penalty = None if regularizer is None else regularizer(model)
+        penalty = None if regularizer is None else _penalty(regularizer, batch)
         objective = loss if penalty is None else loss + penalty
         value = objective.item()
         if not math.isfinite(value):
@@ -208,6 +209,13 @@ def run_epoch(
     if judged:
         record["accuracy"] = int(correct) / judged
     return record
+
+
+def _penalty(regularizer: Regularizer, batch: Batch) -> Tensor:
+    """Of the model, or of what it does with the batch, if the regularizer looks at that."""
+    on_batch = getattr(regularizer, "on_batch", None)
+    found: Tensor = regularizer(batch.model) if on_batch is None else on_batch(batch)
+    return found
 
 
 @torch.no_grad()

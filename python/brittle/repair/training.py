@@ -82,7 +82,9 @@ def train(
             example ``lambda adam, steps: torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)``.
         batch_size: at most so many samples at a time, from a pair of tensors.
         validation: data to give loss and accuracy of after each epoch, in evaluation mode.
-        regularizer: maps the model to a scalar that is added to the loss.
+        regularizer: maps the model to a scalar that is added to the loss, for example
+            :func:`~brittle.repair.regularizer`. If it has ``on_batch``, that is called instead, with the
+            :class:`~brittle.repair.Batch`.
         parameters: names of parameters, or of modules for all of theirs; the others stay. By default all that
             require gradients.
         max_grad_norm: gradients are scaled down to this L2 norm, taken over all of them.
