@@ -2,6 +2,7 @@
 
 from brittle.repair.duplicates import DuplicateUnits, duplicate_units
 from brittle.repair.masking import Mask, mask
+from brittle.repair.regularization import Penalty, regularizer
 from brittle.repair.state import Batch, Training
 from brittle.repair.training import cross_entropy, train
 
@@ -9,9 +10,11 @@ __all__ = [
     "Batch",
     "DuplicateUnits",
     "Mask",
+    "Penalty",
     "Training",
     "cross_entropy",
     "duplicate_units",
     "mask",
+    "regularizer",
     "train",
 ]

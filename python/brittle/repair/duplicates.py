@@ -105,14 +105,11 @@ def unit_outputs(op: str, model: nn.Module, layer: str, data: Inputs, batch_size
     """What each unit of a layer gives, after the norm that follows it: ``[units, samples * positions]``."""
     check.check_count(op, "batch_size", batch_size)
     chosen, count = layer_with_units(op, model, layer)
-    channels_first = isinstance(chosen, (_ConvNd, *CHANNEL_NORMS, nn.GroupNorm))
 
-    def each_unit(output: Tensor) -> Tensor:
-        units_second = output if channels_first or output.dim() < 3 else output.flatten(1, -2).mT
-        positions = units_second.reshape(len(output), count, -1)
-        return positions[:, :, :: -(-positions.shape[2] // _POSITIONS)]
+    def samples_first(output: Tensor) -> Tensor:
+        return unit_rows(chosen, output).reshape(count, len(output), -1).transpose(0, 1)
 
-    features = LayerFeatures(model, [norm_after(model, layer) or layer], each_unit, name=op)
+    features = LayerFeatures(model, [norm_after(model, layer) or layer], samples_first, name=op)
     return torch.cat(
         [
             rows.reshape(len(rows), count, -1).transpose(0, 1).flatten(1)
@@ -121,3 +118,11 @@ def unit_outputs(op: str, model: nn.Module, layer: str, data: Inputs, batch_size
         ],
         dim=1,
     )
+
+
+def unit_rows(layer: nn.Module, output: Tensor) -> Tensor:
+    """A layer's output ``[N, ...]`` as a row for each of its units: ``[units, N * positions]``."""
+    channels_first = isinstance(layer, (_ConvNd, *CHANNEL_NORMS, nn.GroupNorm))
+    units_second = output if channels_first or output.dim() < 3 else output.flatten(1, -2).mT
+    positions = units_second.flatten(2) if units_second.dim() > 2 else units_second.unsqueeze(2)
+    return positions[:, :, :: -(-positions.shape[2] // _POSITIONS)].transpose(0, 1).flatten(1)
