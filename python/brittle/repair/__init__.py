@@ -3,6 +3,7 @@
 from brittle.repair.duplicates import DuplicateUnits, duplicate_units
 from brittle.repair.masking import Mask, mask
 from brittle.repair.regularization import Penalty, regularizer
+from brittle.repair.retraining import retrain
 from brittle.repair.state import Batch, Training
 from brittle.repair.training import cross_entropy, train
 
@@ -16,5 +17,6 @@ __all__ = [
     "duplicate_units",
     "mask",
     "regularizer",
+    "retrain",
     "train",
 ]
