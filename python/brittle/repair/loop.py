@@ -101,6 +101,16 @@ def _within(parameter: str, name: str) -> bool:
     return parameter == name or parameter.startswith(f"{name}.") or name == ""
 
 
+def adam(parameters: list[nn.Parameter]) -> Optimizer:
+    """The optimizer by default."""
+    return torch.optim.Adam(parameters, lr=_PEAK_RATE)
+
+
+def one_cycle(optimizer: Optimizer, steps: int) -> Schedule:
+    """The schedule of the optimizer by default."""
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK_RATE, total_steps=steps + 1)
+
+
 def optimizer_and_schedule(
     op: str,
     optimizer: MakeOptimizer | Optimizer | None,
