@@ -123,6 +123,8 @@ def test_unit_variance_starts_orthonormal_up_to_scale_with_variance_one(shape: s
         torch.testing.assert_close(gram / gram[0, 0], torch.eye(len(gram)), rtol=0, atol=1e-4)
         assert (model[index].bias == 0).all()
     assert not any(part._forward_hooks for part in model.modules())
+    assert torch.is_grad_enabled()
+    assert all(part.requires_grad for part in model.parameters())
 
 
 def test_unit_variance_leaves_other_layers_and_silent_outputs_alone() -> None:

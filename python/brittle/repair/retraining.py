@@ -143,7 +143,7 @@ def _orthonormal(
         cast(Tensor, layer.weight).div_(deviation)
         return output / deviation
 
-    with ExitStack() as undo, torch.no_grad():
+    with ExitStack() as undo:
         for number, layer in enumerate(modules):
             if isinstance(layer, (nn.Linear, _ConvNd)):
                 with _seeded(layer, derived_seed(seed, "orthonormal", number)):
@@ -152,6 +152,7 @@ def _orthonormal(
                     nn.init.zeros_(layer.bias)
                 undo.callback(layer.register_forward_hook(scale).remove)
         undo.enter_context(target)
+        undo.enter_context(torch.no_grad())
         model(x)
 
 
