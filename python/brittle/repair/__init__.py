@@ -1,5 +1,6 @@
 """Ways to mend a model, from a training loop that the others share."""
 
+from brittle.repair.distillation import distill
 from brittle.repair.duplicates import DuplicateUnits, duplicate_units
 from brittle.repair.masking import Mask, mask
 from brittle.repair.regularization import Penalty, regularizer
@@ -14,6 +15,7 @@ __all__ = [
     "Penalty",
     "Training",
     "cross_entropy",
+    "distill",
     "duplicate_units",
     "mask",
     "regularizer",
