@@ -28,6 +28,9 @@ class Diagnosis:
     flaws: tuple[Finding, ...]
 
 
+X = torch.rand(2, 1, 8, 8)
+
+
 def cnn() -> nn.Sequential:
     """With norms that have seen data, so that none of them is an identity."""
     model = nn.Sequential(
@@ -280,6 +283,7 @@ def test_a_merge_keeps_the_function(factor: float) -> None:
         assert (model(x) - outputs).abs().max() > 0.1
     with mask(model, "0", found=found, data=x, merge=True) as masked:
         assert masked.units == (3, 4, 5)
+        assert masked.merged == ((3, 2), (4, 1), (5, 1))
         torch.testing.assert_close(model(x), outputs, rtol=1e-4, atol=1e-4)
     assert bits(model) == before
     assert names(model) == parameters
@@ -302,29 +306,41 @@ def test_a_merge_reaches_through_flattening_and_between_linear_layers() -> None:
             bias[3] = bias[0]
         x = torch.randn(shape)
         outputs = model(x)
-        groups = DuplicateUnits("0", ((0, 3),), 1.0)
-        with mask(model, "0", found=groups, data=x, merge=True) as masked:
-            assert masked.units == (3,)
+        with mask(model, "0", [3], data=x, merge=True, threshold=0.9999) as masked:
+            assert masked.merged == ((3, 0),)
             torch.testing.assert_close(model(x), outputs)
 
 
-def test_findings_choose_the_units() -> None:
+def test_units_without_a_like_are_masked_and_not_merged() -> None:
     model, x = with_duplicates(), torch.rand(40, 1, 8, 8)
-    dead = Finding("0", "dead", (0,))
-    redundant = Finding("0", "redundant", (1, 2, 3, 4, 5))
+    with mask(model, "0", [0, 1, 4], data=x, merge=True, threshold=0.9999) as masked:
+        assert masked.merged == ((1, 5), (4, 5))
+        outputs = model(x)
+    with mask(model, "0", [0]):
+        torch.testing.assert_close(model(x), outputs, rtol=1e-4, atol=1e-4)
+    with mask(model, "0", [0], data=x, merge=True, threshold=0.9999) as alone:
+        assert alone.merged == ()
+    with mask(model, "0", fraction=1.0, data=x, merge=True) as everything:
+        assert everything.merged == ()
+
+
+def test_findings_choose_the_units() -> None:
+    model = cnn()
+    dead, redundant = Finding("0", "dead", (0,)), Finding("0", "redundant", (3, 5))
     diagnosis = Diagnosis((dead, redundant, Finding("0", "fragile", (1,)), Finding("4", "dead", (7,))))
-    with mask(model, "0", found=dead) as masked:
-        assert masked.units == (0,)
-    with mask(model, "0", found=redundant, data=x, threshold=0.9999) as masked:
-        assert masked.units == (3, 4, 5)
-    with mask(model, "0", found=diagnosis, data=x, threshold=0.9999) as masked:
-        assert masked.units == (0, 3, 4, 5)
-    with mask(model, "4", found=diagnosis) as masked:
-        assert masked.units == (7,)
-    with pytest.raises(ValueError, match="mask: data must tell"):
-        mask(model, "0", found=redundant)
-    with pytest.raises(ValueError, match="found must accuse units or a region of layer '4'"):
-        mask(model, "4", found=dead)
+    for layer, found, units in (
+        ("0", dead, (0,)),
+        ("0", redundant, (3, 5)),
+        ("0", diagnosis, (0, 3, 5)),
+        ("4", diagnosis, (7,)),
+        ("0", DuplicateUnits("0", ((4, 2), (1, 5, 0)), 0.9), (0, 2, 5)),
+        ("0", Finding("0", "dead", (2,), region=((0, 1), (0, 1))), (2,)),
+    ):
+        with mask(model, layer, found=found) as masked:
+            assert masked.units == units
+    for found in (dead, Diagnosis((dead,)), Finding("4", "unformed")):
+        with pytest.raises(ValueError, match="found must accuse units or a region of layer '4'"):
+            mask(model, "4", found=found)
 
 
 class Tangled(nn.Module):
@@ -388,11 +404,12 @@ def test_tracing_leaves_the_model_and_the_random_state_alone() -> None:
         ({"fraction": 1.5}, r"fraction must be in \[0, 1\]; got 1.5"),
         ({"fraction": float("nan")}, r"fraction must be in \[0, 1\]; got nan"),
         ({"fraction": 0.5, "seed": 2**64}, "seed must be an integer of 64 bits"),
-        ({"units": [0], "merge": True}, "merge needs duplicates; units gives none"),
+        ({"units": [0], "merge": True}, "merge needs units and data; got no data"),
+        ({"region": ((0, 1), (0, 1)), "merge": True, "data": X}, "merge needs units and data; got a region"),
+        ({"units": [0], "merge": True, "data": X, "threshold": -1.0}, "threshold must be finite"),
         ({"units": [0], "norm": "1"}, "norm must be the name of a norm of 8 channels; got '1'"),
         ({"units": [0], "norm": "none"}, "layer must be a name"),
         ({"region": 3}, "region must be"),
-        ({"found": DuplicateUnits("4", ((0, 1),), 0.9), "merge": True}, "data must be given to merge"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, object], message: str) -> None:
@@ -415,10 +432,10 @@ def test_wrong_layers() -> None:
     with pytest.raises(ValueError, match="norm must have weights"):
         mask(plain, "0", [1])
     with pytest.raises(ValueError, match="alone reads '7'"):
-        mask(model, "7", found=DuplicateUnits("7", ((0, 1),), 0.9), data=torch.rand(2, 1, 8, 8), merge=True)
+        mask(model, "7", [0], data=X, merge=True)
     for threshold in (0.0, 1.5, float("nan")):
         with pytest.raises(ValueError, match=r"duplicate_units: threshold must be in \(0, 1\]"):
-            duplicate_units(model, "0", torch.rand(2, 1, 8, 8), threshold)
+            duplicate_units(model, "0", X, threshold)
     with pytest.raises(ValueError, match="data must hold samples"):
         duplicate_units(model, "0", torch.rand(0, 1, 8, 8))
 

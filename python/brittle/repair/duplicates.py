@@ -18,7 +18,7 @@ from brittle.similarity.features import Inputs
 _POSITIONS = 64
 
 # Equal rows may have a cosine this much below 1.
-_ROUNDING = 1e-6
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def duplicate_units(
     groups = []
     while left:
         first, *others = left
-        alike = sorted(unit for unit in others if cosines[first, unit] >= threshold - _ROUNDING)
+        alike = sorted(unit for unit in others if cosines[first, unit] >= threshold - ROUNDING)
         left = [unit for unit in others if unit not in alike]
         if alike:
             groups.append((first, *alike))

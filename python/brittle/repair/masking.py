@@ -12,15 +12,13 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from brittle import _checks as check
-from brittle.repair.duplicates import DuplicateUnits, duplicate_units
+from brittle.repair.merging import factors, repeated
 from brittle.repair.silencing import Change, Merge, Silence
-from brittle.repair.structure import Reader, layer_named, layer_with_units, norm_after, reader_of, units_of
-from brittle.similarity.features import Inputs, inputs
-from brittle.target import Target
+from brittle.repair.structure import layer_named, layer_with_units, norm_after, reader_of, units_of
+from brittle.similarity.features import Inputs
 
 Span = slice | tuple[int, int]
 Region = tuple[Span, Span]
-Groups = tuple[tuple[int, ...], ...]
 
 
 class Accusation(Protocol):
@@ -57,6 +55,8 @@ class Mask:
         units: the silent units, ascending; of a mask of a region, none.
         norm: the name of the norm that is masked with the layer, or None.
         region: rows and columns as they were given, or None.
+        merged: (masked unit, survivor) where the weights that read the first were handed on to the second.
+        active: whether the mask is in place.
     """
 
     def __init__(self, layer: str, units: tuple[int, ...], norm: str | None, region: Region | None) -> None:
@@ -64,6 +64,7 @@ class Mask:
         self.units = units
         self.norm = norm
         self.region = region
+        self.merged: tuple[tuple[int, int], ...] = ()
         self.active = True
         self._changes: list[Change] = []
         self._hook: RemovableHandle | None = None
@@ -142,18 +143,19 @@ def mask(
         region: ``(rows, columns)``, slices or pairs (start, stop): silence a part of the map that a
             convolution gives, in all channels. No parameter can do that, so this mask is a forward hook; it
             is not in ``state_dict()`` and cannot be baked.
-        found: a :class:`brittle.diagnosis.Finding` or :class:`DuplicateUnits` of this layer, or a
+        found: a :class:`brittle.diagnosis.Finding` or :class:`DuplicateUnits` of this layer, whose
+            ``channels`` are silenced, or where it has none its ``region``; or a
             :class:`brittle.diagnosis.Diagnosis`, of which the dead and redundant units of this layer are
-            taken. Of redundant units the strongest of each group stays; a finding does not tell which those
-            are, so it needs ``data``.
-        data: inputs to tell duplicates by, as for :func:`duplicate_units`.
-        merge: give what the next layer made of a masked duplicate to its survivor: with s the factor that
-            best turns the survivor into the duplicate on ``data``, s times its outgoing weights. Where they
-            are equal up to a factor at the next layer, the model's function stays as it was. Part of the
-            mask, and goes with it.
+            taken.
+        data: inputs to merge by, as for :func:`duplicate_units`.
+        merge: where a masked unit repeats one that is left, hand the weights that read it on to that one:
+            times the factor that best turns the one into the other on ``data``. For units that are equal up
+            to a factor where they are read, the model's function stays as it was. Part of the mask, and goes
+            with it.
         norm: the name of the norm to mask with the layer, None for none. By default it is found by torch.fx,
             or where that fails by the order in which modules are registered.
-        threshold, batch_size: as for :func:`duplicate_units`.
+        threshold: the least cosine on ``data`` of units that are merged.
+        batch_size: for tensors.
         seed: 64 bits.
 
     Returns:
@@ -162,7 +164,7 @@ def mask(
     Raises:
         ValueError: not exactly one of ``units``, ``fraction``, ``region`` and ``found``; a layer or a unit
             that does not exist; ``found`` accuses no unit of this layer; a norm without weights; ``merge``
-            without duplicates or where no plain linear layer or convolution alone reads the units.
+            without data, of a region, or where no plain linear layer or convolution alone reads the units.
 
     References:
         Li et al., "Pruning filters for efficient ConvNets", ICLR 2017 (masking whole units).
@@ -189,13 +191,12 @@ def mask(
     if len(given) != 1:
         got = " and ".join(given) or "none"
         raise ValueError(f"{op}: give exactly one of {', '.join(choices)}; got {got}")
-    groups: Groups = ()
     if fraction is not None:
         units = _at_random(fraction, count, seed)
     elif found is not None:
-        units, region, groups = _accused(model, layer, found, data, threshold, batch_size)
-    if merge and not groups:
-        raise ValueError(f"{op}: merge needs duplicates; {given[0]} gives none")
+        units, region = _accused(layer, found)
+    if merge and (data is None or region is not None):
+        raise ValueError(f"{op}: merge needs units and data; got {'no data' if data is None else 'a region'}")
     path = norm_after(model, layer) if norm == "auto" else norm
     if path is not None and units_of(layer_named(op, model, path)) != count:
         raise ValueError(f"{op}: norm must be the name of a norm of {count} channels; got {norm!r}")
@@ -206,16 +207,25 @@ def mask(
     owners += [] if path is None else [model.get_submodule(path)]
     if getattr(owners[-1], "weight", None) is None:
         raise ValueError(f"{op}: norm must have weights (norm=None masks none); {path or layer!r} has not")
-    merging = _merging(model, layer, groups, data, batch_size) if merge else None
     made = Mask(layer, silent, path, None)
     keep = torch.ones(count, dtype=torch.bool)
     keep[list(silent)] = False
-    for owner in owners:
-        for name in ("weight", "bias"):
-            if getattr(owner, name, None) is not None:
-                made._changes.append(Change.register(owner, name, Silence(owner, name, keep)))
-    if merging is not None:
-        made._changes.append(Change.register(merging[0].layer, "weight", Merge(*merging)))
+    wanted: list[tuple[nn.Module, str, nn.Module]] = [
+        (owner, name, Silence(owner, name, keep))
+        for owner in owners
+        for name in ("weight", "bias")
+        if getattr(owner, name, None) is not None
+    ]
+    if merge and data is not None:
+        reader = reader_of(model, layer)
+        if reader is None:
+            raise ValueError(
+                f"{op}: merge needs a plain linear layer or convolution that alone reads {layer!r}"
+            )
+        made.merged = repeated(model, layer, silent, data, threshold, batch_size)
+        merging = Merge(reader, made.merged, factors(model, reader, made.merged, data, batch_size))
+        wanted.append((reader.layer, "weight", merging))
+    made._changes = [Change.register(*each) for each in wanted]
     return made
 
 
@@ -238,34 +248,17 @@ def _checked(units: Iterable[int], count: int) -> tuple[int, ...]:
     return tuple(silent)
 
 
-def _accused(
-    model: nn.Module,
-    layer: str,
-    found: Accusation | Accusations,
-    data: Inputs | None,
-    threshold: float,
-    batch_size: int,
-) -> tuple[list[int], Region | None, Groups]:
-    """The units that go, or else the region; and of duplicates the groups."""
+def _accused(layer: str, found: Accusation | Accusations) -> tuple[tuple[int, ...], Region | None]:
+    """The units, or else the region."""
     flaws: list[Any] = [found]
     if hasattr(found, "flaws"):
         flaws = [flaw for flaw in found.flaws if flaw.kind in ("dead", "redundant")]
     flaws = [flaw for flaw in flaws if flaw.layer == layer]
-    units: set[int] = set()
-    groups: Groups = ()
-    for flaw in flaws:
-        if flaw.kind == "redundant" and not isinstance(flaw, DuplicateUnits):
-            if data is None:
-                raise ValueError("mask: data must tell which of the redundant units stay; got None")
-            flaw = duplicate_units(model, layer, data, threshold, batch_size=batch_size)
-        units.update(flaw.channels)
-        groups += getattr(flaw, "groups", ())
-    if units:
-        return sorted(units), None, groups
+    units = tuple(unit for flaw in flaws for unit in flaw.channels)
     regions = [flaw.region for flaw in flaws if getattr(flaw, "region", None) is not None]
-    if not regions:
+    if not units and not regions:
         raise ValueError(f"mask: found must accuse units or a region of layer {layer!r}; got none")
-    return [], regions[0], ()
+    return units, None if units else regions[0]
 
 
 def _region_mask(model: nn.Module, layer: str, region: Region, norm: str | None) -> Mask:
@@ -284,35 +277,3 @@ def _region_mask(model: nn.Module, layer: str, region: Region, norm: str | None)
     made = Mask(layer, (), norm, region)
     made._hook = model.get_submodule(norm or layer).register_forward_hook(hook)
     return made
-
-
-def _merging(
-    model: nn.Module, layer: str, groups: Groups, data: Inputs | None, batch_size: int
-) -> tuple[Reader, list[tuple[int, int]], Tensor]:
-    """Who reads the units; the pairs (duplicate, survivor); the factor from the second to the first."""
-    reader = reader_of(model, layer)
-    if reader is None:
-        raise ValueError(f"mask: merge needs a plain linear layer or convolution that alone reads {layer!r}")
-    if data is None:
-        raise ValueError("mask: data must be given to merge; got None")
-    pairs = [(unit, first) for first, *others in groups for unit in others]
-    duplicates, survivors = torch.tensor(pairs).T
-    cross, square = torch.zeros(2, len(pairs), dtype=torch.float64)
-
-    def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        read = args[0].detach()
-        if isinstance(module, nn.Linear):
-            read = read.reshape(-1, module.in_features // reader.inputs, reader.inputs)
-        rows = read.transpose(0, 1).flatten(1).to("cpu", torch.float64)
-        cross.add_((rows[duplicates] * rows[survivors]).sum(1))
-        square.add_(rows[survivors].square().sum(1))
-
-    target = Target.of(model, "mask")
-    handle = reader.layer.register_forward_pre_hook(watch)
-    try:
-        for x in inputs("mask", data, batch_size, target):
-            with target, torch.no_grad():
-                model(x)
-    finally:
-        handle.remove()
-    return reader, pairs, torch.where(square > 0, cross / square, 0)

@@ -103,7 +103,9 @@ class Merge(nn.Module):
         super().__init__()
         weight = cast(Tensor, reader.layer.weight)
         self.dim = 0 if isinstance(reader.layer, _ConvTransposeNd) else 1
-        inputs = torch.tensor(pairs).reshape(-1, 2, 1) * reader.inputs + torch.arange(reader.inputs)
+        inputs = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2, 1) * reader.inputs + torch.arange(
+            reader.inputs
+        )
         spread = factors.repeat_interleave(reader.inputs).reshape(-1, *[1] * (weight.dim() - 1 - self.dim))
         self.register_buffer("source", inputs[:, 0].flatten().to(weight.device))
         self.register_buffer("target", inputs[:, 1].flatten().to(weight.device))
