@@ -86,6 +86,8 @@ def row_axis(axes: Axes, names: Sequence[str], most: int = _MOST_ROWS) -> None:
     step = max(1, -(-len(names) // most))
     places = range(0, len(names), step)
     axes.set_yticks(places, [shortened(names[place] or "(model)") for place in places])
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)  # a name may have dollar signs
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
