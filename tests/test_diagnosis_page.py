@@ -47,7 +47,7 @@ def diagnosis(layers: int = 3, **changes: Any) -> Diagnosis:
             measures,
             tuple(findings),
             {"train": 1297, "validation": 500},
-            {"train": 0.875, "validation": math.nan},
+            {"train": 0.875, "validation": math.nan, "validation, attack": 0.25},
             (f"A note on {HOSTILE}",),
         ),
         **changes,
@@ -98,6 +98,7 @@ def test_numbers_of_the_measures_are_there(text: str) -> None:
     assert any(row[1:] == tuple(["1.000"] * len(lines)) for row in rows)
     page.shows("run", ("train", "1,297", "87.5 %"))
     page.shows("run", ("validation", "500", "—"))
+    page.shows("run", ("validation, attack", "500", "25.0 %"))
 
 
 @pytest.mark.parametrize(
@@ -176,6 +177,7 @@ def mended(**changes: Any) -> dict[str, Any]:
     """The summary of a mending with one step of each outcome."""
     suggestion = {
         "action": "recycle",
+        "title": f"recycle layers {HOSTILE}, (model)",
         "what": "start the dead units anew",
         "layers": [HOSTILE, ""],
         "findings": [{"layer": HOSTILE, "kind": "dead", "severity": "severe"}],
@@ -203,7 +205,7 @@ class TestMendingPage:
     def test_whole_and_harmless(self) -> None:
         page = harmless(mending_page(mended(), HOSTILE))
         words = " ".join(page.text.split())
-        assert "Of 3 repairs: 1 kept, 1 rolled back, 1 not needed." in words
+        assert "1 repair kept, 1 rolled back, 1 not needed." in words
         assert words.index("✓ kept") < words.index("✗ rolled back") < words.index("○ not needed")
         page.shows("numbers", ("test accuracy", "50.0 %", "75.0 %", "↑ +0.250", "better"))
         page.shows("numbers", ("test log-loss", "1.500", "2.000", "↑ +0.500", "worse"))

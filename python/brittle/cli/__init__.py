@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from brittle import __version__
-from brittle.cli import compare, demo, drift, env, evaluate, verify
+from brittle.cli import compare, demo, diagnose, drift, env, evaluate, mend, verify
 
 # Everything heavy is imported by the command that needs it, so that --help answers at once.
 app = typer.Typer(
@@ -44,4 +44,6 @@ app.command()(verify.verify)
 app.command()(compare.compare)
 app.command()(drift.reference)
 app.command()(drift.drift)
+app.command()(diagnose.diagnose)
+app.command()(mend.mend)
 app.command()(env.env)

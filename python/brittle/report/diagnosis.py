@@ -28,9 +28,41 @@ KINDS = {
 
 #: Which measurements of a diagnosis are read together.
 PANELS: tuple[LayerPanel, ...] = (
-    LayerPanel("gradient norm", {"gradient_norm": "gradient", "update_norm": "update"}, log=True),
+    LayerPanel(
+        "units, share",
+        {"dead units": "dead", "duplicate units": "duplicates", "effective rank share": "rank"},
+        limits=(0, 1),
+        note="Units without a say; units that repeat another; effective rank of the outputs, relative.",
+    ),
+    LayerPanel(
+        "gradient",
+        {"update": "over the weights", "signal": "at the outputs"},
+        log=True,
+        note="Of the loss: the weights' gradient over their length, and the outputs' gradient.",
+    ),
+    LayerPanel(
+        "movement of the weights",
+        {"movement": "movement"},
+        log=True,
+        note="Since initialisation, over the length of the initial weights.",
+    ),
+    LayerPanel(
+        "linear probe, accuracy",
+        {"probe, train": "train", "probe, validation": "validation"},
+        limits=(0, 1),
+        note="Of labels read off the features: of training samples it was not fitted to, and of others.",
+    ),
+    LayerPanel(
+        "similarity (CKA)",
+        {"link": "to the layer before", "similarity to untrained": "to untrained"},
+        limits=(0, 1),
+    ),
+    LayerPanel(
+        "cosine with clean features",
+        {"cosine under attack": "attack", "cosine under noise": "noise"},
+        note="Of a sample's features before and after a small change of the input.",
+    ),
 )
-
 
 _UNJUDGED: Json = {"severity": None, "reason": "not judged"}
 
@@ -81,16 +113,10 @@ def diagnosis_page(summary: Json, title: str, provenance: Mapping[str, str] | No
         held=not flaws,
         cards=_cards(summary),
         flaws=[flaw(each) for each in flaws],
-        kinds=kinds_of(summary),
+        kinds=KINDS,
         rows=grid(summary),
         sections=[each for each in sections if each is not None],
-        samples=Table(
-            ("data", "samples", "accuracy"),
-            [
-                (name, count(n), percent(summary["accuracy"].get(name)))
-                for name, n in summary["samples"].items()
-            ],
-        ),
+        samples=_samples(summary),
         notes=summary["notes"],
         provenance=provenance or {},
     )
@@ -117,22 +143,13 @@ def headline(summary: Json) -> str:
     return f"{counted} flaw{'s' * (len(flaws) != 1)} in {places} of {layers} layers."
 
 
-def kinds_of(summary: Json) -> dict[str, str]:
-    """The kinds of flaws that were judged, and what each is."""
-    judged = dict.fromkeys(each["kind"] for each in summary["findings"])
-    return KINDS | {kind: "" for kind in judged if kind not in KINDS}
-
-
 def grid(summary: Json) -> list[Row]:
-    """A row for each layer, with a cell for each kind."""
+    """A row for each layer, with a cell for each of :data:`KINDS`."""
     found = {(each["layer"], each["kind"]): each for each in summary["findings"]}
-    kinds = kinds_of(summary)
     rows = []
     for layer, described in zip(summary["layers"], summary["described"], strict=True):
-        each = [found.get((layer, kind)) for kind in kinds]
-        cells = [
-            Cell(None, "not judged") if one is None else Cell(one["severity"], one["reason"]) for one in each
-        ]
+        judged = (found.get((layer, kind), _UNJUDGED) for kind in KINDS)
+        cells = [Cell(each["severity"], each["reason"]) for each in judged]
         rows.append(Row(named(layer), described, cells))
     return rows
 
@@ -163,19 +180,24 @@ def named(layer: str) -> str:
 
 
 def _cards(summary: Json) -> list[Card]:
+    samples, accuracy = summary["samples"], summary["accuracy"]
     cards = [
-        Card(percent(share), f"{name} accuracy", f"{count(summary['samples'].get(name))} samples")
-        for name, share in summary["accuracy"].items()
+        Card(percent(accuracy.get(name)), f"{name} accuracy", f"{count(each)} samples")
+        for name, each in samples.items()
     ]
+    if "validation, attack" in accuracy:
+        cards.append(
+            Card(percent(accuracy["validation, attack"]), "accuracy under attack", "validation data")
+        )
     flawed = {each["layer"] for each in summary["findings"] if each["severity"] != "none"}
     return [*cards, Card(f"{len(flawed)} of {len(summary['layers'])}", "layers with flaws")]
 
 
 def _samples(summary: Json) -> Table:
-    rows = [
-        (name, count(samples), percent(summary["accuracy"].get(name)))
-        for name, samples in summary["samples"].items()
-    ]
+    """Accuracies are of a data set, ``"validation"``, or of it under a change, ``"validation, noise"``."""
+    samples, accuracy = summary["samples"], summary["accuracy"]
+    names = dict.fromkeys([*samples, *accuracy])
+    rows = [(name, count(samples.get(name.partition(",")[0])), percent(accuracy.get(name))) for name in names]
     return Table(("data", "samples", "accuracy"), rows)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from brittle.report.blocks import Card, Table
 from brittle.report.compare import difference
-from brittle.report.diagnosis import grid, kinds_of, named
+from brittle.report.diagnosis import KINDS, grid, named
 from brittle.report.render import render
 from brittle.report.text import count, epsilon, missing, number, percent
 
 Json = Mapping[str, Any]
-_LAYERS_SHOWN = 6
+_SHOWN = 6
 
 
 def mending_page(
@@ -52,7 +52,8 @@ def mending_page(
         steps=[_step(step) for step in steps],
         numbers=_numbers(summary),
         notes=summary["notes"],
-        sides=[(when, kinds_of(summary[when]), grid(summary[when])) for when in ("before", "after")],
+        kinds=KINDS,
+        sides=[(when, grid(summary[when])) for when in ("before", "after")],
         pages=pages or {},
         provenance=provenance or {},
     )
@@ -67,25 +68,25 @@ def _headline(steps: Sequence[Json]) -> str:
     }
     if not counts["kept"]:
         return "No repair helped: the model is as it was."
-    said = ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
-    return f"Of {len(steps)} repair{'s' * (len(steps) != 1)}: {said}."
+    kept = counts.pop("kept")
+    said = [
+        f"{kept} repair{'s' * (kept != 1)} kept",
+        *(f"{n} {outcome}" for outcome, n in counts.items() if n),
+    ]
+    return f"{', '.join(said)}."
 
 
 def _step(step: Json) -> dict[str, Any]:
     suggestion = step["suggestion"]
-    layers = [named(layer) for layer in suggestion["layers"]]
-    where = ", ".join(layers[:_LAYERS_SHOWN]) or "all layers"
-    if len(layers) > _LAYERS_SHOWN:
-        where += f" and {len(layers) - _LAYERS_SHOWN} more"
     found = [
         f"{each['severity']} {each['kind']} in {named(each['layer'])}" for each in suggestion["findings"]
     ]
-    more = f" and {len(found) - _LAYERS_SHOWN} more" if len(found) > _LAYERS_SHOWN else ""
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return {
         "outcome": step["outcome"],
-        "title": f"{suggestion['action']}: {where}",
-        "what": f"{suggestion['what']}".capitalize() + ".",
-        "found": f"For {'; '.join(found[:_LAYERS_SHOWN])}{more}. " if found else "",
+        "title": suggestion["title"],
+        "what": suggestion["what"],
+        "found": f"For {', '.join(found[:_SHOWN])}{more}. " if found else "",
         "why": suggestion["why"],
         "reason": step["reason"],
     }

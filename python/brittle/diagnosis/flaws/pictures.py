@@ -67,7 +67,7 @@ def drawn(diagnosis: Diagnosis) -> Figure:
         place.grid(color="0.9")
         place.set_axisbelow(True)
         place.spines[["top", "right"]].set_visible(False)
-        if len(place.lines) > 1:
+        if len(panel.lines) > 1:
             place.legend(
                 loc="lower left", bbox_to_anchor=(0, 1), fontsize="small", frameon=False, borderpad=0
             )

@@ -99,6 +99,6 @@ def along_layers(figure: Figure, panel: LayerPanel, layers: Sequence[str], measu
     axes = figure.subplots()
     draw_along_layers(axes, panel, measures)
     row_axis(axes, layers)
-    if len(axes.lines) > 1:
+    if len(panel.lines) > 1:
         legend(figure, axes)
     return f"{panel.title}, a row for each layer"

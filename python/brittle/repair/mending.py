@@ -1,0 +1,412 @@
+"""Diagnose, repair, keep what helped, and tell what came of it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from brittle import _checks as check
+from brittle.data import Data
+from brittle.diagnosis.flaws.diagnose import diagnose
+from brittle.diagnosis.flaws.result import SEVERITIES, Diagnosis, Finding
+from brittle.evaluation.curve import accuracy_vs_epsilon
+from brittle.repair.loop import look
+from brittle.repair.mending_folder import Folder, identity_of
+from brittle.repair.suggestions import Suggestion, suggest
+from brittle.target import Bounds, Model, Target
+
+Progress = Callable[[str, int, int], None]
+
+_OP = "mend"
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a model is on some data.
+
+    Attributes:
+        accuracy, log_loss: on the samples as they are.
+        robust_accuracy: under PGD; None where it was not asked for.
+    """
+
+    accuracy: float
+    log_loss: float
+    robust_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One suggestion, and what came of it.
+
+    Attributes:
+        suggestion: what was tried.
+        outcome: ``"kept"``; ``"rolled back"``; or ``"not needed"``, where earlier repairs had mended it.
+        reason: for the outcome, in a sentence.
+        before, after: on the validation data; equal where nothing was tried.
+    """
+
+    suggestion: Suggestion
+    outcome: str
+    reason: str
+    before: Score
+    after: Score
+
+
+@dataclass(frozen=True)
+class Mending:
+    """What :func:`mend` did.
+
+    Attributes:
+        model: the mended copy; where no repair helped, the same weights as the one given.
+        before, after: the diagnoses.
+        steps: what was tried, in order.
+        scores: of the model before and after, on the data that ``judged_on`` names.
+        judged_on: ``"test"``; or ``"validation"``, on which the repairs were chosen, so that the gain is
+            likely to look larger than it is.
+        eps: radius of the attacks behind ``robust_accuracy`` and fragility, Linf.
+        out: the folder that holds it all; None where nothing was to be written.
+    """
+
+    model: nn.Module
+    before: Diagnosis
+    after: Diagnosis
+    steps: tuple[Step, ...]
+    scores: Mapping[str, Score]
+    judged_on: str
+    eps: float
+    out: Path | None = None
+
+    @property
+    def kept(self) -> tuple[Step, ...]:
+        """The repairs that the mended model has."""
+        return tuple(step for step in self.steps if step.outcome == "kept")
+
+    def rows(self) -> list[tuple[str, float, float, bool]]:
+        """Each measure: its name, before, after, and whether more of it is better."""
+        a, b = self.scores["before"], self.scores["after"]
+        rows = [
+            (f"{self.judged_on} accuracy", a.accuracy, b.accuracy, True),
+            (f"{self.judged_on} log-loss", a.log_loss, b.log_loss, False),
+        ]
+        if a.robust_accuracy is not None and b.robust_accuracy is not None:
+            name = f"{self.judged_on} accuracy under PGD, Linf {self.eps:.4g}"
+            rows.append((name, a.robust_accuracy, b.robust_accuracy, True))
+        for severity in SEVERITIES[:0:-1]:
+            counts = [sum(f.severity == severity for f in d.findings) for d in (self.before, self.after)]
+            rows.append((f"{severity} flaws", float(counts[0]), float(counts[1]), False))
+        return rows
+
+    def table(self) -> str:
+        """What was tried and what came of it, then the model before and after."""
+        lines = []
+        for number, step in enumerate(self.steps, 1):
+            lines.append(f"{number}. {step.suggestion.title()}: {step.outcome}. {step.reason}")
+        if not self.steps:
+            lines.append("No flaws found: there is nothing to mend.")
+        rows = self.rows()
+        width = max(len(name) for name, *_ in rows)
+        lines += ["", f"{'':<{width}} {'before':>9} {'after':>9}"]
+        for name, before, after, higher in rows:
+            word = "" if before == after else "better" if (after > before) == higher else "worse"
+            digits = 0 if name.endswith("flaws") else 4
+            lines.append(f"{name:<{width}} {before:>9.{digits}f} {after:>9.{digits}f}  {word}".rstrip())
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What stands between the numbers and a fair comparison."""
+        if self.judged_on == "test" or not self.steps:
+            return ()
+        return (
+            "The repairs were chosen by the same validation data, so the numbers are likely to look better "
+            "than they are. Give test data for numbers that are not chosen.",
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """All of it in JSON's types."""
+        return {
+            "before": self.before.summary(),
+            "after": self.after.summary(),
+            "steps": [
+                {
+                    "suggestion": step.suggestion.summary(),
+                    "outcome": step.outcome,
+                    "reason": step.reason,
+                    "before": _plain(step.before),
+                    "after": _plain(step.after),
+                }
+                for step in self.steps
+            ],
+            "scores": {name: _plain(score) for name, score in self.scores.items()},
+            "judged_on": self.judged_on,
+            "eps": self.eps,
+            "notes": list(self.notes),
+        }
+
+
+def mend(
+    model: nn.Module,
+    train: Data,
+    validation: Data,
+    untrained: Model | None = None,
+    *,
+    test: Data | None = None,
+    suggestions: Sequence[Suggestion] | None = None,
+    epochs: int = 10,
+    tolerance: float = 0.01,
+    eps: float | None = None,
+    bounds: Bounds = (0.0, 1.0),
+    samples: int = 2048,
+    batch_size: int = 128,
+    seed: int = 0,
+    out: str | Path | None = None,
+    title: str = "The model",
+    provenance: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Mending:
+    """Diagnose a model, try the repairs that are suggested one after the other, and keep those that help.
+
+    Each repair is tried on a copy of what the earlier ones have left. It is kept if, on the validation data,
+
+    - accuracy is not lower by more than ``tolerance``,
+    - the flaws that it is for are less severe, counting 1 for mild and 2 for severe, and
+    - all flaws together are not more severe, unless accuracy has risen by more than ``tolerance``.
+
+    Otherwise it is rolled back, and the result says why. Repairs whose flaws are gone by then are left out.
+
+    Args:
+        model: left as it is; the result has a copy.
+        train: what repairs train on: a pair of tensors ``(x, y)`` or an iterable of batches, as for
+            :func:`brittle.repair.train`.
+        validation: what flaws are found and repairs chosen by. No sample of it should be in ``train``.
+        untrained: the model before training, as for :func:`brittle.diagnosis.diagnose`.
+        test: what the model is compared on before and after; by default ``validation``.
+        suggestions: what to try; by default what :func:`suggest` makes of the diagnosis.
+        epochs: of each repair.
+        tolerance: of validation accuracy, a share.
+        eps: radius of attacks and adversarial training, Linf; by default 8/255 of the bounds' width.
+        bounds: the smallest and the largest value of the inputs.
+        samples: of each data set that a diagnosis looks at.
+        batch_size: of training and diagnosis.
+        seed: of everything random, 64 bits.
+        out: a folder for the mended weights, checkpoints, diagnoses, evaluations and pages. The same call
+            again goes on where the last one stopped.
+        title: of the pages.
+        provenance: further lines for the pages.
+        progress: called with the stage, how much of it is done, and its total.
+
+    Returns:
+        The mended model, the diagnoses before and after, and every step.
+
+    Raises:
+        ValueError: an argument is out of range, or ``out`` holds something else.
+
+    Example:
+        >>> import torch
+        >>> from brittle.repair import mend
+        >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
+        <torch._C.Generator ...>
+        >>> x = torch.rand(300, 6)
+        >>> y = (x[:, 0] > x[:, 1]).long()
+        >>> model = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> with torch.no_grad():
+        ...     model[0].bias.fill_(-50.0)[:2]  # no unit ever answers
+        tensor([-50., -50.])
+        >>> mending = mend(model, (x[:200], y[:200]), (x[200:], y[200:]), epochs=20)
+        >>> mending.scores["before"].accuracy < 0.7 < 0.9 < mending.scores["after"].accuracy
+        True
+    """
+    check.check_count(_OP, "epochs", epochs)
+    check.check_count(_OP, "batch_size", batch_size)
+    check.check_seed(_OP, seed)
+    check.check_scalar(_OP, "tolerance", tolerance)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{_OP}: model must be a module; got {type(model).__name__}")
+    for name, data in (("train", train), ("validation", validation), ("test", test)):
+        if data is not None and iter(data) is data:
+            raise ValueError(f"{_OP}: {name} must be iterable anew for each epoch; got an iterator")
+    eps = 8 / 255 * (bounds[1] - bounds[0]) if eps is None else check.check_scalar(_OP, "eps", eps)
+    work = _Work(
+        train, validation, untrained, epochs, tolerance, eps, bounds, samples, batch_size, seed, progress
+    )
+    with ExitStack() as stack:
+        folder = None
+        if out is not None:
+            folder = stack.enter_context(Folder(Path(out)))
+            settings = {"epochs": epochs, "tolerance": tolerance, "eps": eps, "bounds": list(bounds)}
+            settings |= {"samples": samples, "batch_size": batch_size, "seed": seed}
+            given = None if suggestions is None else [each.summary() for each in suggestions]
+            data = {"train": train, "validation": validation, "test": test}
+            folder.begin(identity_of(model, untrained, data) | settings | {"suggestions": given})
+        before = work.diagnosis(model, "diagnosis")
+        tried = suggest(before) if suggestions is None else tuple(suggestions)
+        current, diagnosis, score = copy.deepcopy(model), before, work.score(model)
+        steps: list[Step] = []
+        for number, suggestion in enumerate(tried, 1):
+            checkpoint = None if folder is None else folder.checkpoint(number)
+            step, mended, diagnosis = work.attempt(number, suggestion, current, diagnosis, score, checkpoint)
+            if mended is not None:
+                current, score = mended, step.after
+            steps.append(step)
+        judged = validation if test is None else test
+        models = {"before": model, "after": current}
+        mending = Mending(
+            current,
+            before,
+            diagnosis,
+            tuple(steps),
+            {name: work.score(each, judged, robust=name) for name, each in models.items()},
+            "validation" if test is None else "test",
+            eps,
+            None if out is None else Path(out),
+        )
+        if folder is not None:
+            options = {"bounds": bounds, "seed": seed, "eps": eps, "progress": progress}
+            folder.finish(mending.summary(), models, judged, title, dict(provenance or {}), options)
+    return mending
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every step of a mending needs."""
+
+    train: Data
+    validation: Data
+    untrained: Model | None
+    epochs: int
+    tolerance: float
+    eps: float
+    bounds: Bounds
+    samples: int
+    batch_size: int
+    seed: int
+    progress: Progress | None
+
+    def tick(self, stage: str) -> Callable[[int, int | None], None]:
+        def tick(done: int, total: int | None) -> None:
+            if self.progress is not None:
+                self.progress(stage, done, done + 1 if total is None else total)
+
+        return tick
+
+    def diagnosis(self, model: nn.Module, stage: str) -> Diagnosis:
+        return diagnose(
+            Target(model, self.bounds, channels_last=False, fold_batchnorm=False, name=_OP),
+            self.train,
+            self.validation,
+            self.untrained,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            eps=self.eps,
+            seed=self.seed,
+            progress=self.tick(stage),
+        )
+
+    def score(self, model: nn.Module, data: Data | None = None, robust: str | None = None) -> Score:
+        """On the validation data, or on others; under attack, too, where a stage is named."""
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            found = look(_OP, model, self.validation if data is None else data, self.batch_size)
+            if robust is None:
+                return Score(found["validation_accuracy"], found["validation_loss"])
+            curve = accuracy_vs_epsilon(
+                model,
+                self.validation if data is None else data,
+                [self.eps],
+                "pgd",
+                batch_size=self.batch_size,
+                bounds=self.bounds,
+                seed=self.seed,
+                progress=self.tick(f"attack {robust}"),
+            )
+        finally:
+            for module, training in modes:
+                module.training = training
+        return Score(found["validation_accuracy"], found["validation_loss"], curve.accuracy[0])
+
+    def attempt(
+        self,
+        number: int,
+        suggestion: Suggestion,
+        current: nn.Module,
+        diagnosis: Diagnosis,
+        score: Score,
+        checkpoint: Path | None,
+    ) -> tuple[Step, nn.Module | None, Diagnosis]:
+        """The step, the mended model if it is kept, and the diagnosis of what is kept."""
+        there = {(f.layer, f.kind) for f in diagnosis.flaws}
+        if suggestion.findings and not any((f.layer, f.kind) in there for f in suggestion.findings):
+            reason = "Earlier repairs have mended these flaws."
+            return Step(suggestion, "not needed", reason, score, score), None, diagnosis
+        candidate = copy.deepcopy(current)
+        training = suggestion.apply(
+            candidate,
+            self.train,
+            eps=self.eps,
+            bounds=self.bounds,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            checkpoint=checkpoint,
+            progress=self.tick(f"repair {number}"),
+        )
+        if not training.history or not math.isfinite(training.history[-1].get("loss", math.nan)):
+            reason = f"Training failed: {training.stopped}."
+            return Step(suggestion, "rolled back", reason, score, score), None, diagnosis
+        now = self.score(candidate)
+        found = self.diagnosis(candidate, f"diagnosis {number}")
+        kept, reason = judged(suggestion.findings, diagnosis, found, (score, now), self.tolerance)
+        step = Step(suggestion, "kept" if kept else "rolled back", reason, score, now)
+        return step, candidate if kept else None, found if kept else diagnosis
+
+
+def judged(
+    aimed: Sequence[Finding],
+    before: Diagnosis,
+    after: Diagnosis,
+    scores: tuple[Score, Score],
+    tolerance: float,
+) -> tuple[bool, str]:
+    """Whether a repair helped, and why or why not."""
+    gain = scores[1].accuracy - scores[0].accuracy
+    accuracy = f"validation accuracy {scores[0].accuracy:.1%} -> {scores[1].accuracy:.1%}".replace("%", " %")
+    if not gain >= -tolerance:  # also where it is NaN
+        return False, f"It costs too much: {accuracy}."
+    places = {(f.layer, f.kind) for f in aimed} or {(f.layer, f.kind) for f in before.flaws}
+    weights = {place: (_weight(before, *place), _weight(after, *place)) for place in places}
+    # What can no longer be judged counts as it was.
+    then = sum(a or 0 for a, _ in weights.values())
+    now = sum((a or 0) if b is None else b for a, b in weights.values())
+    shown = [_change(before, after, *place) for place in sorted(places) if weights[place][0]]
+    if now >= then:
+        return False, f"The flaws are as severe as before ({'; '.join(shown)}); {accuracy}."
+    everywhere = [sum(SEVERITIES.index(f.severity) for f in d.flaws) for d in (before, after)]
+    if everywhere[1] > everywhere[0] and gain <= tolerance:
+        known = {(f.layer, f.kind) for f in before.flaws}
+        new = ", ".join(f"{f.kind} in {f.layer}" for f in after.flaws if (f.layer, f.kind) not in known)
+        return False, f"It mends these flaws and makes others ({new or 'others are worse'}); {accuracy}."
+    return True, f"It helps ({'; '.join(shown)}); {accuracy}."
+
+
+def _weight(diagnosis: Diagnosis, layer: str, kind: str) -> int | None:
+    severity = diagnosis.severity(layer, kind)
+    return None if severity is None else SEVERITIES.index(severity)
+
+
+def _change(before: Diagnosis, after: Diagnosis, layer: str, kind: str) -> str:
+    was, now = before.severity(layer, kind), after.severity(layer, kind)
+    return f"{kind} in {layer or '(model)'}: {was} -> {now or 'not judged'}"
+
+
+def _plain(score: Score) -> dict[str, float | None]:
+    found = {"accuracy": score.accuracy, "log_loss": score.log_loss, "robust_accuracy": score.robust_accuracy}
+    return {
+        name: value if value is not None and math.isfinite(value) else None for name, value in found.items()
+    }
