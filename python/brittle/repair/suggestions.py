@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,12 +30,14 @@ ACTIONS: Mapping[str, str] = {
     "adversarial_train": "train on adversarial samples",
 }
 
-# Kinds that training a layer from new weights may mend, whatever it was started for.
-_OF_THE_WEIGHTS = ("dead", "redundant", "unformed", "overfit", "vanishing", "exploding", "broken-link")
-# Of a layer's units: from there on the layer is started anew rather than its units.
+# Of flaws that are equally severe in one layer, the likelier cause first.
+_CAUSES = ("dead", "exploding", "vanishing", "unformed", "overfit", "broken-link", "redundant")
+# Of a layer's units, or of a network's layers: from there on all are started anew.
 _MOSTLY = 0.5
-_NAMED = 6  # layers in a title
 _L2, _REDUNDANCY, _MAX_GRAD_NORM = 5e-4, 0.1, 1.0
+# A network that starts from nothing is trained so many times as long as one layer of it.
+_LONGER = 5
+_NAMED = 6  # layers in a title
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,11 @@ class Suggestion:
 def suggest(diagnosis: Diagnosis) -> tuple[Suggestion, ...]:
     """What to do about the flaws of a diagnosis, in the order in which to do it.
 
-    Causes come before what follows from them: where a layer's units are dead, gradients vanish before it and
-    nothing forms there; where gradients vanish or explode, the layers they reach do not form. Such findings
-    join the suggestion for their cause. Neighbouring layers with one flaw make one suggestion.
+    A layer's worst flaw decides what is done to it, and its lesser ones join: what mends a layer's units or
+    weights mends them too. Between equals the likelier cause decides, dead units before gradients, gradients before features.
+    Neighbouring layers with the same flaw make one suggestion. Where severe dead units or vanishing gradients
+    keep the layers before them from learning, those layers' flaws join as well. Severe flaws come first, and
+    fragility, which all layers share, last.
 
     Args:
         diagnosis: what :func:`brittle.diagnosis.diagnose` found.
@@ -133,134 +137,100 @@ def suggest(diagnosis: Diagnosis) -> tuple[Suggestion, ...]:
         >>> from brittle.diagnosis import Diagnosis, Finding
         >>> from brittle.repair import suggest
         >>> layers = ("conv1", "conv2", "fc")
-        >>> findings = (Finding("fc", "fragile", "mild", {}), Finding("conv2", "unformed", "severe", {}))
+        >>> findings = (Finding("conv2", "unformed", "severe", {}), Finding("fc", "fragile", "mild", {}))
         >>> for suggestion in suggest(Diagnosis(layers, ("", "", ""), {}, findings, {}, {})):
         ...     print(suggestion.action, suggestion.layers, suggestion.findings[0].kind)
         retrain ('conv2',) unformed
         adversarial_train () fragile
     """
-    left = _Left(diagnosis)
+    order = diagnosis.layers
+    left = [flaw for flaw in diagnosis.flaws if flaw.kind != "fragile"]
     made: list[Suggestion] = []
-    for layer in left.layers("dead", least="severe"):
-        made += _dead(left, [layer])
-    made += _gradients(left, "exploding")
-    made += _gradients(left, "vanishing")
-    for run in left.runs("dead"):
-        made += _dead(left, run)
-    for run in left.runs("unformed"):
-        made += _trained(left, run, "unformed", "The layer has learned nothing; it may have been frozen.")
-    for run in left.runs("broken-link"):
-        made += _trained(left, run, "broken-link", "The layer loses what the one before it passes on.")
-    for layer in left.layers("redundant"):
-        made += _redundant(left, layer)
-    for run in left.runs("overfit"):
-        made += _overfit(left, run)
-    fragile = left.take("fragile")
+    while left:
+        lead = max(left, key=lambda f: (_weight(f), -_CAUSES.index(f.kind), -order.index(f.layer)))
+        layers = _run(lead, left, order)
+        taken = _taken(lead, layers, left, order)
+        made.append(_suggestion(lead, layers, taken, order))
+        left = [flaw for flaw in left if flaw not in taken]
+    fragile = tuple(flaw for flaw in diagnosis.flaws if flaw.kind == "fragile")
     if fragile:
         why = "Small changes of the input move these features far; training on such changes holds them."
         made.append(Suggestion("adversarial_train", (), fragile, {}, why))
     return tuple(made)
 
 
-class _Left:
-    """The flaws that no suggestion has taken up yet."""
-
-    def __init__(self, diagnosis: Diagnosis) -> None:
-        self.order = diagnosis.layers
-        self.flaws = list(diagnosis.flaws)
-
-    def layers(self, kind: str, least: str = "mild") -> list[str]:
-        """Those with a flaw of this kind, in running order."""
-        found = {
-            f.layer
-            for f in self.flaws
-            if f.kind == kind and SEVERITIES.index(f.severity) >= SEVERITIES.index(least)
-        }
-        return [layer for layer in self.order if layer in found]
-
-    def runs(self, kind: str) -> list[list[str]]:
-        """The same, neighbours together."""
-        runs: list[list[str]] = []
-        places = [self.order.index(layer) for layer in self.layers(kind)]
-        for place in places:
-            if runs and self.order[place - 1] == runs[-1][-1]:
-                runs[-1].append(self.order[place])
-            else:
-                runs.append([self.order[place]])
-        return runs
-
-    def take(self, *kinds: str, layers: Sequence[str] | None = None) -> tuple[Finding, ...]:
-        """Take up the flaws of these kinds, by kind as they are named, the worst first."""
-        taken = [
-            f
-            for kind in kinds
-            for f in self.flaws
-            if f.kind == kind and (layers is None or f.layer in layers)
-        ]
-        self.flaws = [f for f in self.flaws if f not in taken]
-        return tuple(taken)
-
-    def until(self, layer: str) -> tuple[str, ...]:
-        """The layers that run no later than one."""
-        return self.order[: self.order.index(layer) + 1]
+def _weight(finding: Finding) -> int:
+    return SEVERITIES.index(finding.severity)
 
 
-def _dead(left: _Left, layers: Sequence[str]) -> Iterable[Suggestion]:
-    """Units that never answer: few are started anew one by one, many with their layer."""
-    findings = left.take("dead", layers=layers)
-    if not findings:  # taken up by the suggestion for another layer
-        return
-    severe = any(f.severity == "severe" for f in findings)
-    # No gradient passes units that never answer.
-    followed = left.take("vanishing", "unformed", layers=left.until(layers[-1])) if severe else ()
-    followed += left.take("broken-link", "unformed", layers=layers)
-    units = {f.layer: f.channels for f in findings}
-    why = "These units give every sample the same answer, so no gradient reaches them."
-    if followed:
-        why += " That keeps the layers before them from forming."
-    yield Suggestion("recycle", tuple(layers), findings + followed, {"units": units}, why)
+def _run(lead: Finding, flaws: Sequence[Finding], order: Sequence[str]) -> tuple[str, ...]:
+    """The layer, and its neighbours that the same flaw is the worst of too; copies are each layer's own."""
+    if lead.kind == "redundant":
+        return (lead.layer,)
+
+    def led(layer: str) -> bool:
+        own = [f for f in flaws if f.layer == layer]
+        return bool(own) and max(own, key=lambda f: (_weight(f), -_CAUSES.index(f.kind))).kind == lead.kind
+
+    first = last = order.index(lead.layer)
+    while first > 0 and led(order[first - 1]):
+        first -= 1
+    while last + 1 < len(order) and led(order[last + 1]):
+        last += 1
+    return tuple(order[first : last + 1])
 
 
-def _gradients(left: _Left, kind: str) -> Iterable[Suggestion]:
-    findings = left.take(kind)
-    if not findings:
-        return
-    last = max((f.layer for f in findings), key=left.order.index)
-    followed = left.take("unformed", "broken-link", "dead", layers=left.until(last))
-    followed += left.take("exploding" if kind == "vanishing" else "vanishing")
-    word = "fade" if kind == "vanishing" else "grow"
-    why = (
-        f"Gradients {word} from layer to layer. Weights that keep the variance of what they pass on start "
-        "evenly; if it comes back, the architecture is at fault: try normalisation, skip connections, or "
-        "another activation."
-    )
-    arguments = {"reset": "unit-variance", "max_grad_norm": _MAX_GRAD_NORM}
-    yield Suggestion("restart", left.order, findings + followed, arguments, why)
+def _taken(
+    lead: Finding, layers: Sequence[str], flaws: Sequence[Finding], order: Sequence[str]
+) -> tuple[Finding, ...]:
+    """The flaws that a repair of ``layers`` is for: the lead and its like first, then what may follow."""
+    like = [f for f in flaws if f.layer in layers and f.kind == lead.kind]
+    joined = [f for f in flaws if f.layer in layers and f.kind != lead.kind]
+    if lead.kind == "redundant":
+        # Merging copies trains little else.
+        joined = []
+    if lead.severity == "severe" and lead.kind in ("dead", "vanishing", "exploding"):
+        before = order[: order.index(layers[0])]
+        joined += [f for f in flaws if f.layer in before and f.kind in ("vanishing", "unformed")]
+    return (lead, *(f for f in like + joined if f is not lead))
 
 
-def _trained(left: _Left, layers: Sequence[str], kind: str, why: str) -> Iterable[Suggestion]:
-    findings = left.take(kind, layers=layers)
-    if findings:
-        findings += left.take(*_OF_THE_WEIGHTS, layers=layers)
-        yield Suggestion("retrain", tuple(layers), findings, {"reset": "none"}, why)
+def _suggestion(
+    lead: Finding, layers: tuple[str, ...], findings: tuple[Finding, ...], order: Sequence[str]
+) -> Suggestion:
+    def made(action: str, why: str, **arguments: Any) -> Suggestion:
+        return Suggestion(action, layers, findings, arguments, why)
 
-
-def _redundant(left: _Left, layer: str) -> Iterable[Suggestion]:
-    findings = left.take("redundant", layers=[layer])
+    if lead.kind in ("vanishing", "exploding"):
+        word = "fade" if lead.kind == "vanishing" else "grow"
+        why = (
+            f"Gradients {word} from layer to layer; weights that pass the variance on start evenly. If it "
+            "comes back, the architecture is at fault: try normalisation, skip connections or another "
+            "activation."
+        )
+        start: dict[str, Any] = {"reset": "unit-variance", "max_grad_norm": _MAX_GRAD_NORM}
+        if len(layers) > _MOSTLY * len(order):
+            # Nothing is left to build on: this is training from the beginning.
+            return Suggestion("restart", tuple(order), findings, {**start, "longer": _LONGER}, why)
+        return made("restart", why, **start)
+    if lead.kind == "dead":
+        why = "These units have no say for any sample, so no gradient reaches them."
+        if any(f.layer not in layers for f in findings):
+            why += " That keeps the layers before them from learning."
+        units = {f.layer: f.channels for f in findings if f.kind == "dead"}
+        return made("recycle", why, units=units)
+    if lead.kind == "unformed":
+        return made("retrain", "The layer has learned nothing; it may have been frozen.", reset="none")
+    if lead.kind == "overfit":
+        why = "What the layer has learned holds for the training samples alone; it learns again, restrained."
+        return made("restart", why, reset="default", l2=_L2)
+    if lead.kind == "broken-link":
+        return made("retrain", "The layer loses what the one before it passes on.", reset="none")
     if any(f.channels for f in findings):
         why = "Some units repeat others; merging them changes little, and they are free to learn more."
-        yield Suggestion("merge", (layer,), findings, {"redundancy": _REDUNDANCY}, why)
-    elif findings:
-        why = "The units share few directions without being copies; a penalty drives them apart."
-        yield Suggestion("decorrelate", (layer,), findings, {"redundancy": _REDUNDANCY}, why)
-
-
-def _overfit(left: _Left, layers: Sequence[str]) -> Iterable[Suggestion]:
-    findings = left.take("overfit", layers=layers)
-    if findings:
-        why = "What the layer has learned holds for the training samples alone; it learns again, restrained."
-        arguments = {"reset": "default", "l2": _L2}
-        yield Suggestion("restart", tuple(layers), findings, arguments, why)
+        return made("merge", why, redundancy=_REDUNDANCY)
+    why = "The units share few directions without being copies; a penalty drives them apart."
+    return made("decorrelate", why, redundancy=_REDUNDANCY)
 
 
 Options = Mapping[str, Any]
@@ -302,6 +272,9 @@ def _retrain(it: Suggestion, model: nn.Module, data: Data, attack: Options, trai
     strength = arguments.pop("l2", None)
     if strength is not None:
         arguments["regularizer"] = regularizer(l2=strength)
+    longer = arguments.pop("longer", 1)
+    if longer > 1:
+        arguments["epochs"] = longer * training.get("epochs", 10)
     return retrain(model, it.layers, data, **{**training, **arguments})
 
 
