@@ -73,21 +73,11 @@ def retrain(
         (True, True)
     """
     op = "retrain"
-    check.check_choice(op, "reset", reset, RESETS)
     if "parameters" in options:
         raise ValueError(f"{op}: layers decide what is trained; got parameters beside them")
-    names = [layers] if isinstance(layers, str) else list(layers)
-    for name in names:
-        if next(layer_named(op, model, name).parameters(), None) is None:
-            raise ValueError(f"{op}: layers must have parameters; {name!r} has none")
-    norms = [norm_after(model, name) for name in names]
-    names = list(dict.fromkeys([*names, *(name for name in norms if name is not None)]))
+    batch_size, seed = options.get("batch_size", 128), options.get("seed", 0)
+    names = reinitialize(model, layers, data, reset, batch_size=batch_size, seed=seed, name=op)
     inside = {part for name in names for part in model.get_submodule(name).modules()}
-    trained = [part for part in model.modules() if part in inside]
-    if reset != "none":
-        _reset(op, trained, options.get("seed", 0))
-    if reset == "unit-variance":
-        _orthonormal(op, model, trained, data, options.get("batch_size", 128), options.get("seed", 0))
     kept = [part for part in model.modules() if part not in inside]
     taken = step or cross_entropy
 
@@ -98,6 +88,55 @@ def retrain(
 
     options["parameters"] = names
     return train(model, data, step=quietly, name=op, **options)
+
+
+def reinitialize(
+    model: nn.Module,
+    layers: str | Iterable[str],
+    data: Data,
+    reset: str,
+    *,
+    batch_size: int = 128,
+    seed: int = 0,
+    name: str = "reinitialize",
+) -> list[str]:
+    """Give layers and the norms that follow them the weights that :func:`retrain` begins with.
+
+    Args:
+        model: changed in place.
+        layers, data, reset, batch_size, seed: as for :func:`retrain`.
+        name: the operator to name in error messages.
+
+    Returns:
+        The names of the layers and of their norms.
+
+    Raises:
+        ValueError: as for :func:`retrain`.
+
+    Example:
+        >>> import torch
+        >>> from brittle.repair.retraining import reinitialize
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+        >>> x, y = torch.randn(64, 4), torch.zeros(64, dtype=torch.long)
+        >>> reinitialize(model, "0", (x, y), "unit-variance")
+        ['0', '1']
+        >>> round(model[0](x).std().item(), 4)
+        1.0
+    """
+    check.check_choice(name, "reset", reset, RESETS)
+    names = [layers] if isinstance(layers, str) else list(layers)
+    for layer in names:
+        if next(layer_named(name, model, layer).parameters(), None) is None:
+            raise ValueError(f"{name}: layers must have parameters; {layer!r} has none")
+    norms = [norm_after(model, layer) for layer in names]
+    names = list(dict.fromkeys([*names, *(norm for norm in norms if norm is not None)]))
+    inside = {part for layer in names for part in model.get_submodule(layer).modules()}
+    chosen = [part for part in model.modules() if part in inside]
+    if reset != "none":
+        _reset(name, chosen, seed)
+    if reset == "unit-variance":
+        _orthonormal(name, model, chosen, data, batch_size, seed)
+    return names
 
 
 def _reset(op: str, modules: Sequence[nn.Module], seed: int) -> None:
