@@ -1,0 +1,344 @@
+"""Mislabelled samples by the area under their margin: the rest of their class pulls against their label."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brittle import _checks as check
+from brittle.data import Data
+from brittle.diagnosis.checks import _training
+from brittle.diagnosis.checks._trial import (
+    MakeOptimizer,
+    all_samples,
+    check_classes,
+    logits_of,
+    require_module,
+    reseed,
+    trial,
+)
+from brittle.diagnosis.checks.suspects import LabelRanking, ranked
+
+_PERCENTILE = 0.99
+
+
+class AreaUnderMargin:
+    """Records each sample's margin in training: its label's logit less the largest other.
+
+    Feed it the logits of every training batch, the very ones that the loss is computed from, of all epochs
+    up to the first large drop of the learning rate. Samples with wrong labels have small or negative mean
+    margins: samples like them have other labels and push the logits the other way.
+
+    To have a threshold as well as a ranking, give some samples a class of their own that is none of the
+    real ones (the model needs a logit for it), and pass their ids to :meth:`ranking`; or leave all of it to
+    :func:`area_under_margin`.
+
+    References:
+        Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin Ranking", NeurIPS 2020
+        (arXiv:2001.10528).
+
+    Example:
+        >>> import torch
+        >>> from brittle.diagnosis import checks
+        >>> margins = checks.AreaUnderMargin()
+        >>> for logits in (torch.tensor([[2.0, 0.0], [1.0, 1.5]]), torch.tensor([[4.0, 0.0], [3.0, 0.5]])):
+        ...     margins.update(logits, torch.tensor([0, 1]), torch.tensor([10, 11]))
+        >>> ids, areas = margins.areas()
+        >>> ids.tolist(), areas.tolist()
+        ([10, 11], [3.0, -1.0])
+    """
+
+    def __init__(self) -> None:
+        empty = torch.zeros(0, dtype=torch.int64)
+        self._ids, self._counts = empty, empty
+        self._labels, self._others = empty, empty
+        self._sums = torch.zeros(0, dtype=torch.float64)
+        self._waiting: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, y: Tensor, ids: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            logits: ``[N, C]``, C >= 2, before any softmax.
+            y: int64 ``[N]``, the labels that the batch was trained on.
+            ids: int64 ``[N]``, each sample's identity in its data set, the same in every epoch.
+
+        Raises:
+            ValueError: an argument is of wrong shape, dtype, device or range.
+        """
+        op = "AreaUnderMargin"
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
+            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"{op}: logits must be [N, C] with C >= 2; got {got}")
+        check.check_labels(op, y, logits)
+        ids = check.check_sample_ids(op, ids.to(logits.device), logits)
+        if not len(y):
+            return
+        check_classes(op, y, logits.shape[1])
+        own = logits.gather(1, y.unsqueeze(1)).squeeze(1).double()
+        best, other = logits.scatter(1, y.unsqueeze(1), -torch.inf).max(1)
+        # Read back in one piece later: a step of training need not wait for this.
+        self._waiting.append((ids, own - best.double(), y, other))
+        if sum(len(part[0]) for part in self._waiting) > len(self._ids) + 4096:
+            self._merge()
+
+    def __len__(self) -> int:
+        """The number of samples that were seen."""
+        self._merge()
+        return len(self._ids)
+
+    def areas(self) -> tuple[Tensor, Tensor]:
+        """Every sample's id, ascending, int64 ``[N]``, and its mean margin, float64 ``[N]``, on the CPU."""
+        self._merge()
+        return self._ids.clone(), self._sums / self._counts
+
+    def ranking(self, threshold_ids: Tensor | None = None) -> LabelRanking:
+        """All samples, the least area first.
+
+        Args:
+            threshold_ids: int64, the samples that were trained on a class of their own. The threshold is the
+                99th percentile of their areas; they are left out of the ranking. Without them there is
+                neither threshold nor suspects.
+
+        Returns:
+            The ranking; ``suggested`` is the class of the largest other logit in the last epoch.
+
+        Raises:
+            ValueError: none of ``threshold_ids`` was seen.
+        """
+        ids, areas = self.areas()
+        among = torch.zeros(len(ids), dtype=torch.bool)
+        threshold = float("nan")
+        if threshold_ids is not None:
+            among = torch.isin(ids, threshold_ids.cpu())
+            if not bool(among.any()):
+                raise ValueError(
+                    "AreaUnderMargin: threshold_ids must have been seen in training; got none that was"
+                )
+            threshold = float(areas[among].quantile(_PERCENTILE))
+        kept = ~among
+        return ranked(
+            "area under the margin",
+            "mean margin",
+            ids[kept],
+            areas[kept],
+            self._labels[kept],
+            self._others[kept],
+            threshold=threshold,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs to go on, on the CPU."""
+        self._merge()
+        return {name: getattr(self, f"_{name}").clone() for name in _STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where :meth:`state_dict` was taken."""
+        self._waiting = []
+        for name in _STATE:
+            setattr(self, f"_{name}", state[name].cpu().clone())
+
+    def _merge(self) -> None:
+        if not self._waiting:
+            return
+        ids, margins, labels, others = (
+            torch.cat([part.cpu() for part in parts]) for parts in zip(*self._waiting, strict=True)
+        )
+        self._waiting = []
+        known = len(self._ids)
+        every, place = torch.unique(torch.cat([self._ids, ids]), return_inverse=True)
+        old, new = place[:known], place[known:]
+        sums = torch.zeros(len(every), dtype=torch.float64)
+        counts, own, other = (torch.zeros(len(every), dtype=torch.int64) for _ in range(3))
+        sums[old], counts[old], own[old], other[old] = self._sums, self._counts, self._labels, self._others
+        sums.index_add_(0, new, margins)
+        counts.index_add_(0, new, torch.ones_like(new))
+        # Of a sample seen several times, what was seen last: written one after the other in that order.
+        last = torch.full((len(every),), -1).scatter_reduce(0, new, torch.arange(len(new)), "amax")
+        seen = last >= 0
+        own[seen], other[seen] = labels[last[seen]], others[last[seen]]
+        self._ids, self._sums, self._counts, self._labels, self._others = every, sums, counts, own, other
+
+
+_STATE = ("ids", "sums", "counts", "labels", "others")
+
+
+def area_under_margin(
+    model: nn.Module | Callable[[int], nn.Module],
+    data: Data,
+    *,
+    classes: int | None = None,
+    epochs: int = 10,
+    optimizer: MakeOptimizer | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> LabelRanking:
+    """Train a network to find samples whose labels are wrong, with a threshold from fake labels.
+
+    As in the paper: N / (C + 1) samples, chosen at random, are given a class C + 1 that nothing belongs to. A
+    wrong label is as hard to learn as theirs, so samples whose area under the margin is no more than the 99th
+    percentile of these are suspects. A second run with other threshold samples screens those of the first. A
+    sample screened in both counts by its mean distance from the two thresholds, which is what the ranking's
+    scores are: at most 0 for suspects.
+
+    On clean data some samples, the hardest ones, are suspects too: they are to be looked at, not to be thrown
+    away unseen.
+
+    Args:
+        model: untrained: a module, of which copies are trained after their last linear layer was replaced by
+            one with an output more; or a function that makes a module with so many outputs (torch's random
+            state is seeded before it is called).
+        data: a pair of tensors ``(x, y)`` or an iterable of batches, with ids or not; held in memory.
+        classes: C; by default the module's outputs, or the largest label and one.
+        epochs: at a constant rate; many more let the network learn wrong labels by heart, and what tells them
+            apart fades.
+        optimizer: makes one of parameters; by default the paper's SGD: rate 0.1, momentum 0.9, weight decay
+            1e-4. A transformer may need another.
+        batch_size: samples.
+        seed: of everything random.
+
+    Returns:
+        The ranking, with threshold 0; ``suggested`` is the class that pulls most against the label.
+
+    Raises:
+        ValueError: data or model does not fit, has too few samples, or has no last linear layer to widen.
+
+    References:
+        Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin Ranking", NeurIPS 2020
+        (arXiv:2001.10528).
+
+    Example:
+        >>> import torch
+        >>> from brittle.diagnosis import checks
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> y = torch.arange(300) % 3
+        >>> x = 3 * torch.eye(3)[y] + 0.5 * torch.randn(300, 3, generator=draw)
+        >>> y[:6] = (y[:6] + 1) % 3
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+        >>> sorted(checks.area_under_margin(model, (x, y)).ids[:6].tolist())
+        [0, 1, 2, 3, 4, 5]
+    """
+    op = "area_under_margin"
+    check.check_count(op, "epochs", epochs)
+    check.check_count(op, "batch_size", batch_size)
+    if classes is not None:
+        check.check_count(op, "classes", classes, 2)
+    with trial(op, model if isinstance(model, nn.Module) else nn.Identity(), seed):
+        module = model if isinstance(model, nn.Module) else None
+        x, y, ids = all_samples(op, data, module if module is not None else nn.Identity())
+        if len(ids.unique()) != len(ids):  # type: ignore[no-untyped-call]
+            raise ValueError(f"{op}: sample ids must differ from each other")
+        if classes is None:
+            with torch.no_grad():
+                outputs = None if module is None else logits_of(op, copy.deepcopy(module).eval(), x[:2])
+            classes = int(y.max()) + 1 if outputs is None else outputs.shape[1]
+        check_classes(op, y, classes)
+        some = len(x) // (classes + 1)
+        if some < 2:
+            raise ValueError(
+                f"{op}: data must hold at least 2 (C + 1) = {2 * (classes + 1)} samples; got {len(x)}"
+            )
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        distance = torch.zeros(len(x), dtype=torch.float64)
+        screened = torch.zeros(len(x), dtype=torch.int64)
+        suggested = y.cpu().clone()
+        for number in range(2):
+            fake = order[number * some : (number + 1) * some]
+            reseed(module if module is not None else nn.Identity(), seed + number)
+            made = _widened(op, module, classes, x[:2]) if module is not None else model(classes + 1)
+            require_module(op, made)
+            ranking = _one_run(
+                op, made, x, y, fake, classes, epochs, batch_size, optimizer, seed + number
+            ).ranking(fake)
+            distance[ranking.ids] += ranking.scores - ranking.threshold
+            screened[ranking.ids] += 1
+            suggested[ranking.ids] = ranking.suggested
+    return ranked(
+        "area under the margin",
+        "above threshold",
+        ids,
+        distance / screened,
+        y,
+        suggested,
+        threshold=0.0,
+    )
+
+
+def _one_run(
+    op: str,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    fake: Tensor,
+    classes: int,
+    epochs: int,
+    batch_size: int,
+    optimizer: MakeOptimizer | None,
+    seed: int,
+) -> AreaUnderMargin:
+    """The margins of every sample's row, those of ``fake`` trained on the class that does not exist."""
+    given = y.clone()
+    given[fake.to(y.device)] = classes
+    margins = AreaUnderMargin()
+
+    def record(_: int, rows: Tensor, logits: Tensor) -> None:
+        if logits.shape[1] != classes + 1:
+            raise ValueError(f"{op}: the model must give {classes + 1} outputs; got {logits.shape[1]}")
+        margins.update(logits, given[rows], rows)
+
+    _training.fit(
+        op,
+        model,
+        x,
+        given,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        optimizer=_sgd if optimizer is None else optimizer,
+        record=record,
+    )
+    return margins
+
+
+def _sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4)
+
+
+def _widened(op: str, model: nn.Module, classes: int, x: Tensor) -> nn.Module:
+    """A copy that gives one output more, from a new last layer."""
+    copied = copy.deepcopy(model)
+    last: list[tuple[nn.Linear, Tensor]] = []
+    handles = [
+        part.register_forward_hook(lambda module, args, output: last.append((module, output)))
+        for part in copied.modules()
+        if isinstance(part, nn.Linear) and part.out_features == classes
+    ]
+    modes = [(module, module.training) for module in copied.modules()]
+    try:
+        with torch.no_grad():
+            logits = logits_of(op, copied.eval(), x)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    if not last or not torch.equal(last[-1][1].flatten(), logits.flatten()):
+        raise ValueError(
+            f"{op}: the model must end in an nn.Linear of {classes} outputs to be given one more; "
+            "give a function that makes a model of so many outputs instead"
+        )
+    old = last[-1][0]
+    new = nn.Linear(old.in_features, classes + 1, old.bias is not None).to(old.weight)
+    for parent in copied.modules():
+        for name, child in parent.named_children():
+            if child is old:
+                setattr(parent, name, new)
+    if copied is old:
+        return new
+    copied.zero_grad(set_to_none=True)
+    return copied
