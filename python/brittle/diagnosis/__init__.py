@@ -1,6 +1,6 @@
 """What is wrong with the data or the model, each accusation with the rate at which it is false."""
 
-from brittle.diagnosis.flaws import Diagnosis, Finding, Thresholds, diagnose
+from brittle.diagnosis import checks
 from brittle.diagnosis.leakage import Leakage, near_duplicates
 from brittle.diagnosis.poisoning import ClassVerdict, Poisoning, activation_clustering, spectral_signatures
 
@@ -12,7 +12,7 @@ __all__ = [
     "Poisoning",
     "Thresholds",
     "activation_clustering",
-    "diagnose",
+    "checks",
     "near_duplicates",
     "spectral_signatures",
 ]
