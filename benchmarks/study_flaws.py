@@ -1,6 +1,6 @@
 """Does the diagnosis name what was planted, and does it pay to mend what it names?
 
-    python benchmarks/study_flaws.py FOLDER [--only METHOD ...] [--seeds 10]
+    python benchmarks/study_flaws.py FOLDER [--only METHOD ...] [--seeds FROM TO]
 
 Looks at every network of ``tests/flawed.py`` with ``brittle.diagnosis.diagnose``, with WeightWatcher and with
 three baselines of one number per layer, then retrains named layers and others. What was measured is kept in
@@ -35,6 +35,7 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 import flawed
 from flawed import Planted, parametric, plant
 
+SEEDS = 10
 ALARMS = 0.1  # per healthy network
 
 #: Of the repaired layer alone, or of as many other ones.
@@ -127,21 +128,26 @@ def activated(model: nn.Module, name: str) -> tuple[str, Callable[[Tensor], Tens
 
 
 def weightwatcher(p: Planted) -> Row:
-    """Of each layer alpha, the verdict on it, and the number of correlation traps.
+    """Alpha of each layer, and the verdict on it. A layer with fewer than 8 eigenvalues has neither."""
+    rows = list(details(p.model))
+    return {
+        "alpha": {row.longname: row.alpha for row in rows},
+        "verdict": {row.longname: row.warning for row in rows if row.warning},
+    }
 
-    A layer with fewer than 8 eigenvalues has none of them.
-    """
+
+def traps(p: Planted) -> Row:
+    """The number of correlation traps, which takes a hundred times as long."""
+    return {"traps": {row.longname: int(row.num_traps) for row in details(p.model, randomize=True)}}
+
+
+def details(model: nn.Module, **options: Any) -> Iterator[Any]:
     import weightwatcher as peer
 
     logging.getLogger("weightwatcher").setLevel(logging.ERROR)
     np.random.seed(0)  # noqa: NPY002  # its randomised matrices come from the global state
     with contextlib.redirect_stdout(io.StringIO()):
-        details = peer.WeightWatcher(model=p.model).analyze(randomize=True)
-    return {
-        "alpha": {row.longname: row.alpha for row in details.itertuples()},
-        "verdict": {row.longname: row.warning for row in details.itertuples() if row.warning},
-        "traps": {row.longname: int(row.num_traps) for row in details.itertuples() if row.num_traps > 0},
-    }
+        return peer.WeightWatcher(model=model).analyze(**options).itertuples()
 
 
 def repairs(p: Planted) -> Row:
@@ -178,30 +184,27 @@ METHODS: dict[str, Callable[[Planted], Row]] = {
     "brittle-alone": brittle_alone,
     "trivial": trivial,
     "weightwatcher": weightwatcher,
+    "traps": traps,
     "repairs": repairs,
 }
 
 
-def keys(seeds: int) -> Iterator[Key]:
-    for flaw, families in flawed.FAMILIES.items():
-        for family, seed in itertools.product(families, range(seeds)):
-            yield flaw, family, seed
-
-
-def measured(folder: Path, method: str, wanted: Iterable[Key]) -> dict[Key, Row]:
-    """The rows of a method; those that the folder does not have yet are measured and added to it."""
+def measured(folder: Path, method: str, seeds: range) -> dict[Key, Row]:
+    """All rows of a method that are in the folder, and before that, those of some seeds added to them."""
     path = folder / f"{method}.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     rows = {(line.pop("flaw"), line.pop("family"), line.pop("seed")): line for line in lines}
     with path.open("a") as file:
-        for key in wanted:
-            flaw, family, seed = key
-            if key in rows or (method == "repairs" and flaw == "healthy"):
-                continue
-            row = METHODS[method](plant(flaw, seed, family))
-            rows[key] = json.loads(json.dumps(row))
-            file.write(json.dumps({"flaw": flaw, "family": family, "seed": seed} | row) + "\n")
-            file.flush()
+        for flaw, seed in itertools.product(flawed.FAMILIES, seeds):
+            for family in flawed.FAMILIES[flaw]:
+                key = flaw, family, seed
+                if key in rows or (method == "repairs" and flaw == "healthy"):
+                    continue
+                row = json.dumps(METHODS[method](plant(flaw, seed, family)))
+                rows[key] = json.loads(row)
+                place = json.dumps({"flaw": flaw, "family": family, "seed": seed})
+                file.write(f"{place[:-1]}, {row[1:]}\n")
+                file.flush()
     return rows
 
 
@@ -212,7 +215,9 @@ def accused(method: str, rows: dict[Key, Row], limits: tuple[float, float]) -> d
     if method in ("brittle", "brittle-alone"):
         return {key: [(layer, kind) for layer, kind, _ in row["named"]] for key, row in rows.items()}
     if method == "verdicts":
-        return {key: [(n, None) for n in {**row["verdict"], **row["traps"]}] for key, row in rows.items()}
+        return {key: [(name, None) for name in row["verdict"]] for key, row in rows.items()}
+    if method == "traps":
+        return {key: [(name, None) for name, n in row["traps"].items() if n > 0] for key, row in rows.items()}
     low, high = limits
     return {
         key: [(name, None) for name, score in row[method].items() if score < low or score > high]
@@ -266,19 +271,20 @@ METHODS_SHOWN = [
     Method("brittle, no untrained copy", "brittle-alone", "brittle-alone"),
     Method("WeightWatcher's verdicts", "weightwatcher", "verdicts"),
     Method("WeightWatcher's alpha, limits searched", "weightwatcher", "alpha"),
+    Method("WeightWatcher's correlation traps", "traps", "traps"),
     Method("stable rank", "trivial", "stable rank"),
     Method("spectral norm, z-score", "trivial", "spectral norm"),
     Method("dead units", "trivial", "dead units"),
 ]
 
 
-def half(rows: dict[Key, Row], seeds: int, second: bool) -> dict[Key, Row]:
-    return {key: row for key, row in rows.items() if (key[2] >= seeds // 2) == second}
+def half(rows: dict[Key, Row], second: bool) -> dict[Key, Row]:
+    return {key: row for key, row in rows.items() if (key[2] >= SEEDS // 2) == second}
 
 
-def named_by(method: Method, truths: dict[Key, Row], rows: dict[Key, Row], seeds: int) -> dict[Key, Named]:
-    fixed = method.score in ("brittle", "brittle-alone", "verdicts")
-    limits = (0.0, 0.0) if fixed else calibrated(method.score, truths, half(rows, seeds, second=False))
+def named_by(method: Method, truths: dict[Key, Row], rows: dict[Key, Row]) -> dict[Key, Named]:
+    fixed = method.score in ("brittle", "brittle-alone", "verdicts", "traps")
+    limits = (0.0, 0.0) if fixed else calibrated(method.score, truths, half(rows, second=False))
     if not fixed:
         print(f"{method.title}: accuses outside {limits[0]:.3g} .. {limits[1]:.3g}\n")
     return accused(method.score, rows, limits)
@@ -288,7 +294,7 @@ def table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *lines)) + "\n"
 
 
-def recall_table(truths: dict[Key, Row], named: dict[str, dict[Key, Named]], seeds: int) -> str:
+def recall_table(truths: dict[Key, Row], named: dict[str, dict[Key, Named]]) -> str:
     flaws = [flaw for flaw in flawed.FAMILIES if flaw != "healthy"]
     lines = []
     for title, accusations in named.items():
@@ -296,27 +302,27 @@ def recall_table(truths: dict[Key, Row], named: dict[str, dict[Key, Named]], see
         for flaw in flaws:
             parts = []
             for second in (False, True):
-                chosen = [key for key in half(truths, seeds, second) if key[0] == flaw]
-                parts.append(f"{statistics.fmean(right(truths[k], accusations[k]) for k in chosen):.2f}")
+                chosen = [key for key in half(truths, second) if key[0] == flaw and key in accusations]
+                parts.append(mean(right(truths[k], accusations[k]) for k in chosen))
             cells.append(" / ".join(parts))
         for ill in (False, True):
             parts = []
             for second in (False, True):
-                chosen = [key for key in half(truths, seeds, second) if (key[0] != "healthy") == ill]
-                parts.append(f"{statistics.fmean(wrong(truths[k], accusations[k]) for k in chosen):.2f}")
+                chosen = [k for k in half(truths, second) if (k[0] != "healthy") == ill and k in accusations]
+                parts.append(mean(wrong(truths[k], accusations[k]) for k in chosen))
             cells.append(" / ".join(parts))
         lines.append(cells)
     return table(["", *flaws, "alarms per healthy network", "per flawed network"], lines)
 
 
-def family_table(truths: dict[Key, Row], accusations: dict[Key, Named], seeds: int) -> str:
+def family_table(truths: dict[Key, Row], accusations: dict[Key, Named]) -> str:
     """The second half of the seeds alone, by family."""
-    shown = half(truths, seeds, second=True)
+    shown = half(truths, second=True)
     lines = []
     for flaw, families in flawed.FAMILIES.items():
         cells = [flaw]
         for family in ("cnn", "mlp", "resnet"):
-            chosen = [key for key in shown if key[:2] == (flaw, family)]
+            chosen = [key for key in shown if key[:2] == (flaw, family) and key in accusations]
             found = sum(right(shown[k], accusations[k]) for k in chosen)
             alarms = sum(wrong(shown[k], accusations[k]) for k in chosen)
             part = f"{found} of {len(chosen)}, " if flaw != "healthy" else ""
@@ -328,6 +334,8 @@ def family_table(truths: dict[Key, Row], accusations: dict[Key, Named], seeds: i
 def misses(truths: dict[Key, Row], accusations: dict[Key, Named]) -> str:
     lines = []
     for key, true in truths.items():
+        if key not in accusations:
+            continue
         missed = key[0] != "healthy" and not right(true, accusations[key])
         if missed or wrong(true, accusations[key]):
             said = ", ".join(f"{layer}: {kind}" for layer, kind in accusations[key]) or "nothing"
@@ -379,6 +387,11 @@ def repair_table(truths: dict[Key, Row], rows: dict[Key, Row], reset: str) -> st
     return table(head, lines)
 
 
+def mean(values: Iterable[float]) -> str:
+    values = list(values)
+    return f"{statistics.fmean(values):.2f}" if values else "-"
+
+
 def spread(values: list[float], digits: int = 3) -> str:
     return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
@@ -387,18 +400,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--seeds", nargs=2, type=int, default=(0, SEEDS), help="of what is to be measured")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     asked.folder.mkdir(parents=True, exist_ok=True)
-    rows = {method: measured(asked.folder, method, keys(asked.seeds)) for method in asked.only}
+    rows = {method: measured(asked.folder, method, range(*asked.seeds)) for method in asked.only}
     if "truth" not in rows:
         return
     truths = rows["truth"]
-    named = {m.title: named_by(m, truths, rows[m.file], asked.seeds) for m in METHODS_SHOWN if m.file in rows}
-    print(recall_table(truths, named, asked.seeds))
+    named = {m.title: named_by(m, truths, rows[m.file]) for m in METHODS_SHOWN if m.file in rows}
+    print(recall_table(truths, named))
     if "brittle" in named:
-        print(family_table(truths, named["brittle"], asked.seeds))
+        print(family_table(truths, named["brittle"]))
         print(misses(truths, named["brittle"]), "\n")
     for reset in ("none", "unit-variance") if "repairs" in rows else ():
         print(f"reset={reset!r}\n")

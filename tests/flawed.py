@@ -35,13 +35,13 @@ FAMILIES = {
 CONTROLS = ("plain", "dropout", "weight decay", "augmented", "other shape")
 
 _KINDS = {
-    "frozen": {"unformed"},
-    "memorising": {"overfit"},
-    "duplicated": {"redundant"},
-    "vanishing": {"vanishing"},
-    "exploding": {"exploding"},
-    "saturated": {"dead", "vanishing"},
-    "healthy": set[str](),
+    "frozen": frozenset({"unformed"}),
+    "memorising": frozenset({"overfit"}),
+    "duplicated": frozenset({"redundant"}),
+    "vanishing": frozenset({"vanishing"}),
+    "exploding": frozenset({"exploding"}),
+    "saturated": frozenset({"dead", "vanishing"}),
+    "healthy": frozenset[str](),
 }
 
 
@@ -52,28 +52,34 @@ class Planted:
     Attributes:
         model: in evaluation mode.
         untrained: a copy as it was at initialisation.
+        layers: the layers that are flawed; naming one of them is right.
+        implied: of other layers, the kinds that the flaw makes true of them: neither right nor wrong.
+        variant: of several ways to plant the flaw.
         train: what ``model`` was trained on last, with the labels that it saw.
         validation: the 500 digits that it never saw, with their true labels.
-        layers: the layers that are flawed; naming one of them is right.
-        kinds: the kinds of finding that are right for them.
-        healthy: the layers of which nothing may be said.
-        implied: of the others, the kinds that are true of them because of the flaw: neither right nor wrong.
+        sound: the network before the flaw, where it was put into a trained one.
     """
 
     flaw: str
     family: str
     seed: int
-    variant: str
     model: nn.Module
     untrained: nn.Module
-    train: Pair
-    validation: Pair
     layers: tuple[str, ...] = ()
-    kinds: frozenset[str] = frozenset()
     implied: dict[str, frozenset[str]] = field(default_factory=dict)
+    variant: str = ""
+    train: Pair = field(default_factory=lambda: _digits()[0])
+    validation: Pair = field(default_factory=lambda: _digits()[1])
+    sound: nn.Module | None = None
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of finding that are right for the flawed layers."""
+        return _KINDS[self.flaw]
 
     @property
     def healthy(self) -> tuple[str, ...]:
+        """The layers of which nothing may be said."""
         return tuple(n for n in parametric(self.model) if n not in self.layers and n not in self.implied)
 
 
@@ -100,7 +106,7 @@ def _frozen(family: str, seed: int) -> Planted:
     model.get_submodule(layer).requires_grad_(False)
     train(model, _digits()[0])
     model.requires_grad_(True)
-    return _planted("frozen", family, seed, "", model, untrained, layers=(layer,))
+    return Planted("frozen", family, seed, model, untrained, (layer,))
 
 
 def _memorising(family: str, seed: int) -> Planted:
@@ -113,13 +119,14 @@ def _memorising(family: str, seed: int) -> Planted:
     untrained = copy.deepcopy(model)
     (x, y), _ = _digits()
     train(model, (x, y), epochs=12 if family == "resnet" else 20)
+    sound = copy.deepcopy(model)
     layer = ("fc2", "fc3")[seed % 2] if family == "mlp" else "fc1"
     noisy = x[:640], shuffled(y[:640], (0.4, 0.5, 0.6)[seed % 3])
     memorise(model, layer, noisy, wrong=noisy[1] != y[:640])
     after = parametric(model)[parametric(model).index(layer) + 1 :]
     # What the layer has learnt by heart can be read from every layer after it.
     implied = {name: frozenset({"overfit"}) for name in after}
-    return _planted("memorising", family, seed, "", model, untrained, noisy, layers=(layer,), implied=implied)
+    return Planted("memorising", family, seed, model, untrained, (layer,), implied, train=noisy, sound=sound)
 
 
 def _duplicated(family: str, seed: int) -> Planted:
@@ -138,7 +145,7 @@ def _duplicated(family: str, seed: int) -> Planted:
     with torch.no_grad():
         weight = model.get_submodule(layer).weight
         weight += 1e-3 * weight.std() * torch.randn_like(weight)
-    return _planted("duplicated", family, seed, "", model, untrained, layers=(layer,))
+    return Planted("duplicated", family, seed, model, untrained, (layer,))
 
 
 def _vanishing(family: str, seed: int) -> Planted:
@@ -152,7 +159,7 @@ def _vanishing(family: str, seed: int) -> Planted:
     # Nothing is learnt anywhere, and every unit gives nearly the same for every sample.
     anything = frozenset({"vanishing", "unformed", "redundant", "dead", "broken-link"})
     implied = dict.fromkeys(names[len(early) :], anything)
-    return _planted("vanishing", family, seed, "", model, untrained, layers=early, implied=implied)
+    return Planted("vanishing", family, seed, model, untrained, early, implied)
 
 
 def _exploding(family: str, seed: int) -> Planted:
@@ -166,7 +173,7 @@ def _exploding(family: str, seed: int) -> Planted:
             part.weight *= (2.0, 3.0, 4.0)[seed % 3]
     untrained = copy.deepcopy(model)
     train(model, _digits()[0], epochs=3)
-    return _planted("exploding", family, seed, "", model, untrained, layers=names)
+    return Planted("exploding", family, seed, model, untrained, names)
 
 
 def _saturated(family: str, seed: int) -> Planted:
@@ -190,7 +197,7 @@ def _saturated(family: str, seed: int) -> Planted:
     # What little gradient passes the saturated layer has been multiplied by its weights.
     implied = dict.fromkeys(names[: names.index(layer)], frozenset({"exploding"})) if tanh else {}
     variant = "tanh" if tanh else "relu"
-    return _planted("saturated", family, seed, variant, model, untrained, layers=(layer,), implied=implied)
+    return Planted("saturated", family, seed, model, untrained, (layer,), implied, variant)
 
 
 def _healthy(family: str, seed: int) -> Planted:
@@ -207,7 +214,7 @@ def _healthy(family: str, seed: int) -> Planted:
         decay=0.05 if variant == "weight decay" else 0.0,
         augment=shifted if variant == "augmented" else None,
     )
-    return _planted("healthy", family, seed, variant, model, untrained)
+    return Planted("healthy", family, seed, model, untrained, variant=variant)
 
 
 _PLANTS: dict[str, Callable[[str, int], Planted]] = {
@@ -357,7 +364,7 @@ def _network(
     model = nn.Sequential()
     for name, part in parts.items():
         model.add_module(name, part)
-    return model
+    return model.eval()
 
 
 def _middle(model: nn.Module, seed: int) -> str:
@@ -374,34 +381,6 @@ def _followed(model: nn.Module, family: str, seed: int) -> tuple[str, str]:
     names = parametric(model)
     place = 1 + seed % (len(names) - 2)
     return names[place], names[place + 1]
-
-
-def _planted(
-    flaw: str,
-    family: str,
-    seed: int,
-    variant: str,
-    model: nn.Module,
-    untrained: nn.Module,
-    train: Pair | None = None,
-    *,
-    layers: tuple[str, ...] = (),
-    implied: dict[str, frozenset[str]] | None = None,
-) -> Planted:
-    clean, validation = _digits()
-    return Planted(
-        flaw,
-        family,
-        seed,
-        variant,
-        model.eval(),
-        untrained.eval(),
-        train or clean,
-        validation,
-        layers,
-        frozenset(_KINDS[flaw]),
-        implied or {},
-    )
 
 
 @functools.cache
