@@ -1,5 +1,6 @@
 """Does the diagnosis name what was planted, and does it pay to mend what it names?
 
+    pip install --no-deps weightwatcher powerlaw matplotlib-inline traitlets
     python benchmarks/study_flaws.py FOLDER [--only METHOD ...] [--seeds FROM TO]
 
 Looks at every network of ``tests/flawed.py`` with ``brittle.diagnosis.diagnose``, with WeightWatcher and with
@@ -38,7 +39,8 @@ from flawed import Planted, parametric, plant
 SEEDS = 10
 ALARMS = 0.1  # per healthy network
 
-#: Of the repaired layer alone, or of as many other ones.
+#: How layers are repaired, and what each repair may cost.
+RESETS = ("none", "unit-variance")
 REPAIR_EPOCHS = 5
 
 Row = dict[str, Any]
@@ -151,22 +153,20 @@ def details(model: nn.Module, **options: Any) -> Iterator[Any]:
 
 
 def repairs(p: Planted) -> Row:
-    """Validation loss and accuracy with each layer in turn, or each possible stack of them, retrained.
-
-    A stack, where several layers are flawed, is set beside stacks of as many neighbouring layers.
-    """
+    """Validation accuracy and loss before, with the flawed layers retrained, and with as many others."""
     from brittle.repair import retrain
 
     names = parametric(p.model)
-    size = len(p.layers)
-    stacks = [names[i : i + size] for i in range(len(names) - size + 1)]
+    stacks = [names[i : i + len(p.layers)] for i in range(len(names) - len(p.layers) + 1)]
+    others = [stack for stack in stacks if not {*stack} & {*p.layers}]
     result: Row = {"before": look(p.model, p.validation)}
-    for reset in ("none", "unit-variance"):
-        result[reset] = []
-        for stack in stacks:
+    for reset in RESETS:
+        after = []
+        for stack in (p.layers, *others):
             model = copy.deepcopy(p.model)
             retrain(model, stack, p.train, reset=reset, epochs=REPAIR_EPOCHS, seed=p.seed)
-            result[reset].append((stack, *look(model, p.validation)))
+            after.append(look(model, p.validation))
+        result[reset] = {"flawed": after[0], "others": after[1:]}
     return result
 
 
@@ -344,47 +344,17 @@ def misses(truths: dict[Key, Row], accusations: dict[Key, Named]) -> str:
     return "\n".join(lines)
 
 
-def repair_table(truths: dict[Key, Row], rows: dict[Key, Row], reset: str) -> str:
-    """Validation loss, because accuracy is at its ceiling where a network has learnt around the flaw."""
+def repair_table(rows: dict[Key, Row], reset: str) -> str:
     lines = []
     for flaw in flawed.FAMILIES:
-        gains, others, wins, before, points = [], [], [], [], []
-        for key, row in rows.items():
-            if key[0] != flaw:
-                continue
-            target = truths[key]["layers"]
-            mine = [entry for entry in row[reset] if entry[0] == target]
-            rest = [entry for entry in row[reset] if entry[0] != target]
-            if not mine or not rest:
-                continue
-            loss = statistics.fmean(entry[2] for entry in rest)
-            before.append(row["before"][1])
-            gains.append(mine[0][2])
-            others.append(loss)
-            points.append(100 * (mine[0][1] - statistics.fmean(entry[1] for entry in rest)))
-            wins.append(statistics.fmean(mine[0][2] < entry[2] for entry in rest))
-        if gains:
-            lines.append(
-                [
-                    flaw,
-                    str(len(gains)),
-                    spread(before),
-                    spread(gains),
-                    spread(others),
-                    spread(points, 1),
-                    f"{statistics.fmean(wins):.2f}",
-                ]
-            )
-    head = [
-        "",
-        "networks",
-        "loss before",
-        "named layer",
-        "other layers",
-        "points of accuracy",
-        "better than",
-    ]
-    return table(head, lines)
+        mine = [row for key, row in rows.items() if key[0] == flaw]
+        if mine:
+            others = [(row[reset]["flawed"], other) for row in mine for other in row[reset]["others"]]
+            columns = ([row["before"] for row in mine], [row[reset]["flawed"] for row in mine])
+            cells = [spread(column) for column in (*columns, [other for _, other in others])]
+            ahead = mean(flawed_one[1] < other[1] for flawed_one, other in others)
+            lines.append([flaw, str(len(mine)), *cells, ahead])
+    return table(["", "networks", "before", "flawed layer", "another layer", "is better than"], lines)
 
 
 def mean(values: Iterable[float]) -> str:
@@ -392,8 +362,13 @@ def mean(values: Iterable[float]) -> str:
     return f"{statistics.fmean(values):.2f}" if values else "-"
 
 
-def spread(values: list[float], digits: int = 3) -> str:
-    return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+def spread(results: list[list[float]]) -> str:
+    """Accuracy in percent with its spread, and the loss."""
+    if not results:
+        return "-"
+    accuracy = [100 * result[0] for result in results]
+    loss = statistics.fmean(result[1] for result in results)
+    return f"{statistics.fmean(accuracy):.1f} ± {statistics.stdev(accuracy):.1f} ({loss:.3f})"
 
 
 def main() -> None:
@@ -413,9 +388,9 @@ def main() -> None:
     if "brittle" in named:
         print(family_table(truths, named["brittle"]))
         print(misses(truths, named["brittle"]), "\n")
-    for reset in ("none", "unit-variance") if "repairs" in rows else ():
+    for reset in RESETS if "repairs" in rows else ():
         print(f"reset={reset!r}\n")
-        print(repair_table(truths, rows["repairs"], reset))
+        print(repair_table(rows["repairs"], reset))
 
 
 if __name__ == "__main__":
