@@ -78,6 +78,11 @@ class Evidence:
                 table[a].update(zip(known, row, strict=True))
         return table
 
+    def sampling_error(self, of: Probe) -> float:
+        """The standard error of the difference between accuracies on the two sets, from their samples."""
+        rates = (of.train, len(self.train.y)), (of.validation, len(self.validation.y))
+        return math.sqrt(sum(rate * (1 - rate) / count for rate, count in rates))
+
     def similarity_to_untrained(self, layer: str) -> float:
         """Linear CKA with the untrained copy's features; NaN without a copy."""
         if layer not in self.validation.untrained or len(self.validation.y) < 4:

@@ -16,8 +16,9 @@ from brittle.diagnosis.flaws.evidence import Evidence
 from brittle.diagnosis.flaws.result import Finding
 from brittle.diagnosis.flaws.thresholds import from_above, from_below
 
-# Weights that it takes to tell a trained layer from a fresh one; fresh draws that it is compared with.
-_FEWEST, _DRAWS = 64, 20
+# Weights that it takes to tell a trained layer from a fresh one, and so many are enough; to be compared with
+# so many times as many fresh ones.
+_FEWEST, _ENOUGH, _TIMES = 64, 10_000, 20
 
 # Of the median layer's: less is behind the others.
 _BEHIND = 0.1
@@ -111,11 +112,15 @@ def _freshness(module: nn.Module, seed: int) -> float | None:
     """
     from scipy import stats
 
-    draws = fresh(module, seed, _DRAWS)
     own = weight_of(module).flatten().double().cpu()
-    if draws is None or len(own) < _FEWEST or not bool(own.isfinite().all()):
+    if len(own) < _FEWEST or not bool(own.isfinite().all()):
         return None
-    pooled = torch.cat(draws)
+    few = min(len(own), _ENOUGH)
+    draws = fresh(module, seed, -(-few * _TIMES // len(own)))
+    if draws is None:
+        return None
+    pooled = torch.cat(draws)[: few * _TIMES]
+    own = own[torch.linspace(0, len(own) - 1, few).long()]
     same_shape = float(stats.ks_2samp(own.numpy(), pooled.numpy()).pvalue)
     outside = (own.abs() > pooled.abs().max()).sum()
     # Of so many draws from one distribution, this many of ours would be beyond all of the others'.

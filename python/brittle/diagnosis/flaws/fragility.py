@@ -19,15 +19,16 @@ def fragile(about: Evidence) -> Iterator[Finding]:
         evidence = {}
         for kind in ("attack", "noise"):
             moved = about.validation.moved[kind]
-            before = max(moved[name] for name in about.parents(layer) or ("",))
-            factor = moved[layer] / before if before else math.nan
-            evidence[f"moved by {kind}"] = about.measure(f"moved by {kind}", layer, moved[layer])
+            here = moved.get(layer, math.nan)
+            before = max(moved.get(name, math.nan) for name in about.parents(layer) or ("",))
+            factor = here / before if before else math.nan
+            evidence[f"moved by {kind}"] = about.measure(f"moved by {kind}", layer, here)
             evidence[f"amplification of {kind}"] = about.measure(f"amplification of {kind}", layer, factor)
             about.measure(f"cosine under {kind}", layer, about.validation.cosine[kind][layer])
         worst = evidence["amplification of attack"]
         severity = from_above(worst, about.thresholds.amplification)
         # What is enlarged from nothing to next to nothing harms nobody.
-        if evidence["moved by attack"] < about.thresholds.displacement:
+        if not evidence["moved by attack"] >= about.thresholds.displacement:
             severity = "none"
         yield Finding(
             layer,

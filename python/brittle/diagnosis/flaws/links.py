@@ -9,6 +9,9 @@ from brittle.diagnosis.flaws.evidence import Evidence
 from brittle.diagnosis.flaws.result import SEVERITIES, Finding
 from brittle.diagnosis.flaws.thresholds import from_above, from_below
 
+# Standard errors that a difference of accuracies must exceed.
+_SURE = 3.0
+
 
 def broken_link(about: Evidence) -> Iterator[Finding]:
     """Layers that lose what could be read before them, or whose features have nothing of those before them.
@@ -28,9 +31,10 @@ def broken_link(about: Evidence) -> Iterator[Finding]:
         about.measure("loss of reading", layer, loss)
         if math.isnan(similarity) and math.isnan(loss):
             continue
+        lost = here is not None and loss > _SURE * about.sampling_error(here)
         severity = max(
             from_below(similarity, about.thresholds.similarity),
-            from_above(loss, about.thresholds.loss_of_reading),
+            from_above(loss, about.thresholds.loss_of_reading) if lost else "none",
             key=SEVERITIES.index,
         )
         yield Finding(

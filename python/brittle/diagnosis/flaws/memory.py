@@ -13,6 +13,9 @@ from brittle.diagnosis.flaws.evidence import Evidence
 from brittle.diagnosis.flaws.result import Finding
 from brittle.diagnosis.flaws.thresholds import from_above
 
+# Standard errors that a difference of accuracies must exceed.
+_SURE = 3.0
+
 
 def overfit(about: Evidence) -> Iterator[Finding]:
     """Layers whose features tell more of training than of validation samples, and whose inputs do not.
@@ -32,11 +35,13 @@ def overfit(about: Evidence) -> Iterator[Finding]:
         about.measure("probe, validation", layer, here.validation)
         gap = about.measure("probe gap", layer, here.gap)
         added = about.measure("probe gap added", layer, gap - max(known))
+        # Of so few samples, so much of a difference is chance.
+        chance = _SURE * about.sampling_error(here)
         shift = about.measure("margin shift", layer, margin_shift(about, layer))
         yield Finding(
             layer,
             "overfit",
-            from_above(added, about.thresholds.memory),
+            from_above(added, about.thresholds.memory) if added > chance else "none",
             {"probe, train": here.train, "probe, validation": here.validation, "probe gap added": added}
             | ({} if math.isnan(shift) else {"margin shift": shift}),
             reason=(

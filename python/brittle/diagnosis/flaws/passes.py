@@ -24,6 +24,9 @@ from brittle.diagnosis.flaws.sums import Means, Units, UnitSums
 from brittle.noise import uniform
 from brittle.target import Target
 
+# Features whose variance is less than this of their square are one vector and rounding errors.
+_CONSTANT = 1e-10
+
 #: Samples that are attacked.
 ATTACKED = 256
 ATTACK_STEPS = 5
@@ -248,7 +251,8 @@ class Pass:
                 now = {"": leaf.detach()} | {n: self.passed_on(capture, n)[0] for n in capture.flows}
             for name, features in clean.items():
                 a, b = features.flatten(1).double(), now[name].flatten(1).double()
-                self.moved[kind].add(name, ((b - a).square().sum(1) / spread[name]))
+                if spread[name] > _CONSTANT * float(a.square().sum(1).mean()):
+                    self.moved[kind].add(name, ((b - a).square().sum(1) / spread[name]))
                 self.cosine[kind].add(name, functional.cosine_similarity(a, b))
 
     def seen(self) -> Seen:

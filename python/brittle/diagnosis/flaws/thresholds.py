@@ -50,7 +50,7 @@ class Thresholds:
     freshness: Pair = (0.01, 0.05)
     memory: Pair = (0.1, 0.25)
     update: Pair = (1e-2, 1e-4)
-    explosion: Pair = (2.0, 100.0)
+    explosion: Pair = (1.0, 100.0)
     gain: float = 1.2
     loss_of_reading: Pair = (0.15, 0.4)
     flip: float = 0.3
