@@ -590,3 +590,12 @@ def test_summary_is_json_and_of_names_what_they_must_be() -> None:
         found.of("2")
     with pytest.raises(ValueError, match=r"kind must be one of dead, .*; got 'slow'"):
         found.of("1", "slow")
+
+
+def test_gradients_that_overflow_explode_although_the_outputs_do_not() -> None:
+    model = mlp((64, 24, 24, 24, 10))
+    with torch.no_grad():
+        model[7].weight.mul_(3e30)
+        model[5].weight.mul_(1e6)
+    found = diagnose(model, *sets())
+    assert found.severity("7", "exploding") == "severe"

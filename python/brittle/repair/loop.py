@@ -90,7 +90,9 @@ def chosen_parameters(
         names = [names] if isinstance(names, str) else list(names)
         for name in names:
             if not any(_within(known, name) for known in named):
-                raise ValueError(f"{op}: parameters must name parameters or modules with some; got {name!r}")
+                raise ValueError(
+                    f"{op}: parameters must name parameters or modules with some; got {_shown(name)}"
+                )
         chosen = [p for known, p in named.items() if any(_within(known, name) for name in names)]
     if not chosen:
         raise ValueError(f"{op}: model must have parameters to train; got none")

@@ -18,7 +18,8 @@ def vanishing(about: Evidence) -> Iterator[Finding]:
         update = about.measure("update", layer, updates[layer])
         signal = about.measure("signal", layer, about.validation.signal[layer])
         ratio = about.measure("signal ratio", layer, _ratio(about, layer))
-        usual = _usual([updates[other] for other in about.layers if other != layer])
+        others = [updates[other] for other in about.layers if other != layer]
+        usual = _usual([update for update in others if math.isfinite(update)])
         relative = update / usual if usual > 0 else math.nan
         about.measure("relative update", layer, relative)
         yield Finding(
@@ -37,7 +38,7 @@ def exploding(about: Evidence) -> Iterator[Finding]:
     the weights. The forward gain shows where it comes from.
     """
     updates = {layer: _update(about, layer) for layer in about.layers}
-    largest = max(updates.values(), default=0.0)
+    usual = _usual(list(updates.values()))
     lost = [layer for layer in about.layers if not math.isfinite(about.validation.largest[layer])]
     gains = {layer: about.measure("gain", layer, about.validation.gain[layer]) for layer in about.layers}
     finite = [gain for gain in gains.values() if math.isfinite(gain)]
@@ -45,7 +46,7 @@ def exploding(about: Evidence) -> Iterator[Finding]:
     highest = max(finite, default=0.0)
     for layer in about.layers:
         gain = gains[layer]
-        severity = from_above(largest, about.thresholds.explosion)
+        severity = from_above(usual, about.thresholds.explosion)
         blamed = not gain < about.thresholds.gain and not gain < 0.2 * highest
         if layer in lost:
             severity, blamed = "severe", layer == lost[0] or blamed
@@ -53,9 +54,9 @@ def exploding(about: Evidence) -> Iterator[Finding]:
             layer,
             "exploding",
             severity if blamed else "none",
-            {"update": updates[layer], "largest update": largest, "gain": gain},
+            {"update": updates[layer], "update of the network": usual, "gain": gain},
             reason=(
-                f"gradients reach {largest:.3g} times their weights, and the layer's outputs vary "
+                f"gradients have {usual:.3g} times the length of their weights, and the layer's outputs vary "
                 f"{gain:.3g} times as much as its inputs"
             ),
         )
@@ -63,7 +64,7 @@ def exploding(about: Evidence) -> Iterator[Finding]:
 
 def _usual(updates: list[float]) -> float:
     """The second largest: one layer that fits badly, such as a frozen one, has a large gradient alone."""
-    ordered = sorted((update for update in updates if math.isfinite(update)), reverse=True)
+    ordered = sorted((update for update in updates if not math.isnan(update)), reverse=True)
     return ordered[1 if len(ordered) > 2 else 0] if ordered else math.nan
 
 

@@ -31,7 +31,8 @@ class Thresholds:
             less that on validation samples, beyond the same difference of the layers that feed this one.
         update: the loss gradient's length over the weights', relative to the second largest of the other
             layers: at most so much vanishes.
-        explosion: the loss gradient's length over the weights': at least so much explodes.
+        explosion: the loss gradient's length over the weights', of the layer where it is second largest: at
+            least so much explodes.
         gain: how often more than its inputs a layer's outputs must vary, unit by unit, to be what makes the
             gradients explode.
         loss_of_reading: by so much the validation accuracy of a linear probe falls from the layers that feed
@@ -50,7 +51,7 @@ class Thresholds:
     freshness: Pair = (0.01, 0.05)
     memory: Pair = (0.1, 0.25)
     update: Pair = (1e-2, 1e-4)
-    explosion: Pair = (1.0, 100.0)
+    explosion: Pair = (2.5, 100.0)
     gain: float = 1.2
     loss_of_reading: Pair = (0.15, 0.4)
     flip: float = 0.3
