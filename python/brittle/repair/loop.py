@@ -134,11 +134,12 @@ def optimizer_and_schedule(
 
 
 @contextmanager
-def prepared(model: nn.Module, chosen: list[nn.Parameter]) -> Iterator[None]:
-    """Inside the block ``chosen`` alone requires gradients, and modules train; afterwards each module's mode,
-    each parameter's ``requires_grad`` and ``.grad`` and torch's random state are as before."""
+def prepared(model: nn.Module, chosen: list[nn.Parameter], channels_last: bool) -> Iterator[None]:
+    """Inside the block ``chosen`` alone requires gradients; afterwards each module's mode, each parameter's
+    ``requires_grad``, ``.grad`` and strides, and torch's random state are as before."""
     modes = [(module, module.training) for module in model.modules()]
     held = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    images = [p for p in model.parameters() if p.dim() == 4 and p.is_contiguous()] if channels_last else []
     device = next(iter(chosen)).device
     with ExitStack() as undo:
         undo.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
@@ -148,10 +149,14 @@ def prepared(model: nn.Module, chosen: list[nn.Parameter]) -> Iterator[None]:
             model.requires_grad_(False)
             for parameter in chosen:
                 parameter.requires_grad_()
+            for parameter in images:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
             yield
         finally:
             for module, training in modes:
                 module.training = training
+            for parameter in images:
+                parameter.data = parameter.data.contiguous()
             for parameter, requires_grad, grad in held:
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = grad

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from brittle.data import Data
 from brittle.progress import Tick
 
 
@@ -57,18 +56,15 @@ MakeSchedule = Callable[[Optimizer, int], Schedule]
 class TrainingOptions(TypedDict, total=False):
     """The arguments of :func:`brittle.repair.train` that other ways of training hand on to it."""
 
-    epochs: int
     optimizer: MakeOptimizer | Optimizer | None
     schedule: MakeSchedule | None
     batch_size: int
-    validation: Data | None
     regularizer: Regularizer | None
     parameters: Iterable[str] | None
     max_grad_norm: float | None
-    seed: int
-    callbacks: Iterable[Any]
     checkpoint: str | Path | None
     progress: bool | Tick
+    channels_last: bool | str
 
 
 @dataclass
