@@ -9,7 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from brittle.repair import Training, distill, regularizer, train
+from brittle.sources import digits
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from zoo import digits_cnn
 
 X = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(2))
 Y = torch.arange(24) % 3
@@ -251,6 +254,30 @@ def test_a_student_learns_from_a_teacher_what_labels_do_not_say() -> None:
     )
     agree = (student(new).argmax(1) == teacher(new).argmax(1)).double().mean()
     assert agree > 0.85
+
+
+def test_a_student_of_a_quarter_keeps_the_accuracy() -> None:
+    rest, new = digits()
+    teacher = digits_cnn()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        student = nn.Sequential(
+            *(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 8, 3, padding=1), nn.ReLU()),
+            *(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 48), nn.ReLU(), nn.Linear(48, 10)),
+        )
+    sizes = [sum(part.numel() for part in model.parameters()) for model in (student, teacher)]
+    assert sizes[0] < sizes[1] / 4
+    training = distill(
+        *(student, teacher, (rest.x, rest.y)),
+        epochs=30,
+        batch_size=64,
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-2),
+        schedule=lambda adam, steps: OneCycleLR(adam, 1e-2, total_steps=steps + 1),
+        validation=(new.x, new.y),
+    )
+    with torch.no_grad():
+        accuracy = (teacher(new.x).argmax(1) == new.y).double().mean().item()
+    assert training.history[-1]["validation_accuracy"] > accuracy - 0.015
 
 
 def test_wrong_arguments() -> None:
