@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from brittle.repair import DuplicateUnits, duplicate_units, mask
 from brittle.repair.structure import norm_after, reader_of
 from brittle.sources import digits
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -279,6 +279,17 @@ def test_members_of_a_group_are_like_its_first() -> None:
     assert found.groups == ((0, 1),)
 
 
+def test_units_are_compared_behind_their_norm() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval(), torch.randn(50, 3)
+    with torch.no_grad():
+        for part in model[0].parameters():
+            part[1] = part[0]
+        assert duplicate_units(model, "0", x).groups == ((0, 1),)
+        model[1].bias[1] = -100.0
+        assert duplicate_units(model, "0", x).groups == ()
+        assert duplicate_units(model[:1], "0", x).groups == ((0, 1),)
+
+
 @pytest.mark.parametrize("factor", [1.0, 0.25])
 def test_a_merge_keeps_the_function(factor: float) -> None:
     model, x = with_duplicates(factor), torch.rand(40, 1, 8, 8)
@@ -445,6 +456,7 @@ def test_wrong_layers() -> None:
         duplicate_units(model, "0", torch.rand(0, 1, 8, 8))
 
 
+@settings(max_examples=25)
 @given(st.data())
 def test_any_masks_in_any_order_leave_nothing_behind(data: st.DataObject) -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4))
@@ -469,13 +481,13 @@ def test_example_in_short() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     rest, new = digits()
-    results = module.experiment(0, 4, (rest.x, rest.y), (new.x, new.y))
+    results = module.experiment(0, 6, (rest.x, rest.y), (new.x, new.y))
     before, merged, chance = (
         results[name] for name in ("with copies", "found units merged", "random units masked")
     )
     assert before["units"] == 32
     assert 12 <= merged["units"] == chance["units"] <= 17  # of so hasty a training more are alike
-    assert merged["accuracy, %"] > 88
+    assert merged["accuracy, %"] > 90
     assert abs(merged["accuracy, %"] - before["accuracy, %"]) < 0.5
     assert chance["accuracy, %"] < merged["accuracy, %"] - 1
     assert merged["mean |cosine|"] < before["mean |cosine|"]
