@@ -73,6 +73,8 @@ def test_layers_have_their_own_strengths_and_the_nearest_name_counts() -> None:
     torch.testing.assert_close(found, absolute[0] + 3 * absolute[1] + 0.5 * squared[1])
     found = regularizer(layers={"3": {"l1": 3.0}, "3.1": {"l2": 2.0}, "": {"l1": 0.1}})(model)
     torch.testing.assert_close(found, 0.1 * (absolute[0] + absolute[2]) + 2 * squared[1])
+    found = regularizer(l2=1.0, layers={"0": {"l1": 3.0}, "3": {"l2": 0}, "4": {"l2": 0}})(model)
+    torch.testing.assert_close(found, 3 * absolute[0] + squared[0])  # what is not named stays
     with pytest.raises(ValueError, match=r"layers must be names .* got 'head'"):
         regularizer(layers={"head": {"l1": 1.0}})(model)
 
