@@ -19,7 +19,7 @@ from statistics import fmean, stdev
 import torch
 from brittle.ops import pairwise_cosine
 from brittle.repair import duplicate_units, mask, train
-from brittle.repair.duplicates import unit_outputs
+from brittle.repair.duplicates import centred, unit_outputs
 from brittle.similarity import effective_rank
 from brittle.sources import digits
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ def widened(model: nn.Sequential, seed: int, noise: float = 0.02) -> nn.Sequenti
 def measured(model: nn.Module, live: list[int], test: Pair) -> dict[str, float]:
     """Accuracy, and redundancy and effective rank of the units that are left."""
     x, y = test
-    cosines = pairwise_cosine(unit_outputs("masking", model, LAYER, x))[live][:, live]
+    cosines = pairwise_cosine(centred(unit_outputs("masking", model, LAYER, x)))[live][:, live]
     off_diagonal = ~torch.eye(len(live), dtype=torch.bool)
     with torch.no_grad():
         accuracy = (model(x).argmax(1) == y).double().mean().item()

@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from brittle import fgsm, pgd
 from brittle.ops import pairwise_cosine
 from brittle.repair import Penalty, regularizer, train
-from brittle.repair.duplicates import unit_outputs
+from brittle.repair.duplicates import centred, unit_outputs
 from brittle.sources import digits
 from torch import Tensor, nn
 
@@ -34,7 +34,6 @@ PENALTIES: dict[str, Penalty | None] = {
     "none": None,
     "l1 1e-4": regularizer(l1=1e-4),
     "l1 1e-3": regularizer(l1=1e-3),
-    "l2 1e-4": regularizer(l2=1e-4),
     "l2 1e-3": regularizer(l2=1e-3),
     "elastic 1e-3, 0.5": regularizer(elastic=(1e-3, 0.5)),
     "gradients 0.1": regularizer(gradient_penalty=0.1),
@@ -89,7 +88,7 @@ def experiment(penalty: Penalty | None, seed: int, epochs: int, data: Pair, test
         "PGD, %": 100 * by_pgd.double().mean().item(),
         "gradient": gradient.flatten(1).norm(dim=1).mean().item(),
         "weights alike": alike(model.get_submodule(LAYER).weight.flatten(1)),
-        "units alike": alike(unit_outputs("regularization", model, LAYER, x)),
+        "units alike": alike(centred(unit_outputs("regularization", model, LAYER, x))),
         "|w| < 1e-3, %": 100 * (weights.abs() < 1e-3).double().mean().item(),
         "seconds": seconds,
     }

@@ -209,14 +209,25 @@ def test_a_run_taken_up_again_ends_in_the_same_bits(tmp_path: Path) -> None:
 
 def test_seeds_decide() -> None:
     teacher = network(6, 1)
+    beginnings: list[list[Tensor]] = []
+
+    def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        beginnings.append([part.detach().clone() for part in parameters])
+        return torch.optim.Adam(parameters)
+
     found = []
     for seed in (0, 0, 1):
         torch.rand(3)
         student = network(2, 0)
-        distill(student, teacher, (X, Y), features={"0": "0"}, epochs=2, batch_size=10, seed=seed)
+        options = {"epochs": 2, "batch_size": 10, "seed": seed, "optimizer": adam}
+        distill(student, teacher, (X, Y), features={"0": "0"}, **options)
         found.append(student[0].weight)
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+    # The projection's weight is the last but one; the student's are the same whatever the seed.
+    assert torch.equal(beginnings[0][-2], beginnings[1][-2])
+    assert not torch.equal(beginnings[0][-2], beginnings[2][-2])
+    assert torch.equal(beginnings[0][0], beginnings[2][0])
 
 
 def test_a_prepared_teacher_and_a_regularizer_are_used() -> None:

@@ -275,8 +275,16 @@ def test_members_of_a_group_are_like_its_first() -> None:
     layer = nn.Linear(2, 3, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.stack([angles.cos(), angles.sin()], 1) * torch.tensor([[3.0], [2.0], [1.0]]))
-    found = duplicate_units(layer, "", torch.eye(2), threshold=0.9)
+    found = duplicate_units(layer, "", torch.cat([torch.eye(2), -torch.eye(2)]), threshold=0.9)
     assert found.groups == ((0, 1),)
+
+
+def test_units_that_share_a_mean_or_never_vary_are_no_duplicates() -> None:
+    layer = nn.Linear(2, 5)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.5, 0.0]]))
+        layer.bias.copy_(torch.tensor([-50.0, -50.0, 3.0, 3.0, 7.0]))
+    assert duplicate_units(layer, "", torch.randn(60, 2)).groups == ((0, 4),)  # equal up to scale and shift
 
 
 def test_units_are_compared_behind_their_norm() -> None:
@@ -285,7 +293,7 @@ def test_units_are_compared_behind_their_norm() -> None:
         for part in model[0].parameters():
             part[1] = part[0]
         assert duplicate_units(model, "0", x).groups == ((0, 1),)
-        model[1].bias[1] = -100.0
+        model[1].weight[1] = -1.0
         assert duplicate_units(model, "0", x).groups == ()
         assert duplicate_units(model[:1], "0", x).groups == ((0, 1),)
 

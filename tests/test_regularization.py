@@ -157,13 +157,16 @@ def test_gradient_penalty_is_differentiated_twice_rightly() -> None:
             moved[i] = tensor + sign * 1e-6 * direction
             ends.append(value(*moved).item())
         gradient = torch.zeros_like(tensor) if found[i] is None else found[i]
-        assert (gradient * direction).sum().item() == pytest.approx((ends[0] - ends[1]) / 2e-6, abs=1e-7)
+        assert (gradient * direction).sum().item() == pytest.approx(
+            (ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-7
+        )
 
 
 def test_redundancy_of_activations_is_that_of_what_duplicates_are_told_by() -> None:
     model = network()
     penalty = regularizer(redundancy_of="activations", layers={"0": {"redundancy": 1.0}})
     outputs = model[:2](X).transpose(0, 1).flatten(1)  # behind the norm, in training mode
+    outputs = outputs - outputs.mean(1, keepdim=True)
     torch.testing.assert_close(penalty.on_batch(batch_of(model)), plain_redundancy(outputs))
     model[0].weight.data[:] = model[0].weight.data[:1]
     torch.testing.assert_close(

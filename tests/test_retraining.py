@@ -84,6 +84,15 @@ def test_the_same_call_gives_the_same_bits(reset: str) -> None:
     assert not torch.equal(other[0].weight, models[0]["0.weight"])
 
 
+@pytest.mark.parametrize("reset", ["default", "unit-variance"])
+def test_the_seed_decides_what_training_begins_with(reset: str) -> None:
+    models = [network_of(7) for _ in range(3)]
+    for model, seed in zip(models, (5, 5, 6), strict=True):
+        retrain(model, "8", data(), reset=reset, epochs=1, seed=seed, optimizer=standing_still)
+    assert torch.equal(models[0][8].weight, models[1][8].weight)
+    assert not torch.equal(models[0][8].weight, models[2][8].weight)
+
+
 def network_of(seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     return network()
@@ -130,9 +139,12 @@ def test_unit_variance_starts_orthonormal_up_to_scale_with_variance_one(shape: s
 def test_unit_variance_leaves_other_layers_and_silent_outputs_alone() -> None:
     model, (x, y) = network(), data()
     before = state(model)
-    retrain(model, "8", (torch.zeros_like(x), y), reset="unit-variance", epochs=1, optimizer=standing_still)
+    retrain(model, "8", (x, y), reset="unit-variance", epochs=1, optimizer=standing_still)
     assert changed(model, before) == {"8.weight", "8.bias"}
-    assert model[8].weight.isfinite().all()
+    silent = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    retrain(silent, "1", (torch.zeros_like(x), y), reset="unit-variance", epochs=1, optimizer=standing_still)
+    rows = silent[1].weight
+    torch.testing.assert_close(rows @ rows.T, torch.eye(3))
 
 
 def test_an_attention_is_reset_as_it_was_made() -> None:

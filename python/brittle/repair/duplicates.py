@@ -17,17 +17,17 @@ from brittle.similarity.features import Inputs
 # Of a sample's map: more tell no more duplicates apart.
 _POSITIONS = 64
 
-# Equal rows may have a cosine this much below 1.
-ROUNDING = 1e-6
+# Equal rows may have a cosine this much below 1; a row that varies by no more of its length is constant.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class DuplicateUnits:
-    """The units of a layer that compute the same, up to a factor.
+    """The units of a layer that compute the same, up to scale and shift.
 
     Attributes:
         layer: its name.
-        groups: of each group the unit with the strongest output first, then those that repeat it.
+        groups: of each group the unit whose output varies most first, then those that repeat it.
         threshold: the least cosine of a unit with the first of its group.
         kind: ``"redundant"``, as the kind of a :class:`brittle.diagnosis.Finding`.
     """
@@ -54,9 +54,9 @@ def duplicate_units(
     """Find the units of a layer that repeat one another on ``data``.
 
     A unit's output over all samples and positions (at most 64 a sample, evenly spread), after the norm that
-    follows the layer and before the activation, is a vector; the strongest unit takes all those whose cosine
-    with it is at least ``threshold``, then the strongest that is left, and so on. Unlike linked pairs, every
-    member of a group is thus like the one that stands for it. Units without output repeat nothing.
+    follows the layer and before the activation, less its mean, is a vector. The longest takes all those whose
+    cosine with it is at least ``threshold``, then the longest that is left, and so on. Unlike linked pairs,
+    every member of a group is thus like the one that stands for it. Units that do not vary repeat nothing.
 
     Args:
         model: given back as it was (see :func:`brittle.fgsm`).
@@ -88,13 +88,13 @@ def duplicate_units(
     op = "duplicate_units"
     if not 0 < threshold <= 1:
         raise ValueError(f"{op}: threshold must be in (0, 1]; got {threshold}")
-    outputs = unit_outputs(op, model, layer, data, batch_size)
+    outputs = centred(unit_outputs(op, model, layer, data, batch_size))
     cosines = ops.pairwise_cosine(outputs)
     left = outputs.norm(dim=1).argsort(descending=True, stable=True).tolist()
     groups = []
     while left:
         first, *others = left
-        alike = sorted(unit for unit in others if cosines[first, unit] >= threshold - ROUNDING)
+        alike = sorted(unit for unit in others if cosines[first, unit] >= threshold - _ROUNDING)
         left = [unit for unit in others if unit not in alike]
         if alike:
             groups.append((first, *alike))
@@ -126,3 +126,10 @@ def unit_rows(layer: nn.Module, output: Tensor) -> Tensor:
     units_second = output if channels_first or output.dim() < 3 else output.flatten(1, -2).mT
     positions = units_second.flatten(2) if units_second.dim() > 2 else units_second.unsqueeze(2)
     return positions[:, :, :: -(-positions.shape[2] // _POSITIONS)].transpose(0, 1).flatten(1)
+
+
+def centred(rows: Tensor) -> Tensor:
+    """Rows less their means; zeros for one that does not vary."""
+    deviations = rows - rows.mean(1, keepdim=True)
+    varies = deviations.norm(dim=1, keepdim=True) > _ROUNDING * rows.norm(dim=1, keepdim=True)
+    return torch.where(varies, deviations, 0)

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from brittle import _checks as check
-from brittle.repair.merging import factors, repeated
+from brittle.repair.merging import repeats
 from brittle.repair.silencing import Change, Merge, Silence
 from brittle.repair.structure import layer_named, layer_with_units, norm_after, reader_of, units_of
 from brittle.similarity.features import Inputs
@@ -147,14 +147,14 @@ def mask(
             ``channels`` are silenced, or where it has none its ``region``; or a
             :class:`brittle.diagnosis.Diagnosis`, of which the dead and redundant units of this layer are
             taken.
-        data: inputs to merge by, as for :func:`duplicate_units`.
-        merge: where a masked unit repeats one that is left, hand the weights that read it on to that one:
+        data: inputs to merge by: a tensor, a pair ``(x, y)``, or an iterable of batches.
+        merge: where a masked unit repeats one that is left, hand the weights that read it on to that one,
             times the factor that best turns the one into the other on ``data``. For units that are equal up
             to a factor where they are read, the model's function stays as it was. Part of the mask, and goes
             with it.
         norm: the name of the norm to mask with the layer, None for none. By default it is found by torch.fx,
             or where that fails by the order in which modules are registered.
-        threshold: the least cosine on ``data`` of units that are merged.
+        threshold: the least cosine on ``data``, where they are read, of units that are merged.
         batch_size: for tensors.
         seed: 64 bits.
 
@@ -222,9 +222,9 @@ def mask(
             raise ValueError(
                 f"{op}: merge needs a plain linear layer or convolution that alone reads {layer!r}"
             )
-        made.merged = repeated(model, layer, silent, data, threshold, batch_size)
-        merging = Merge(reader, made.merged, factors(model, reader, made.merged, data, batch_size))
-        wanted.append((reader.layer, "weight", merging))
+        repeated = repeats(model, reader, silent, data, threshold, batch_size)
+        made.merged = repeated.pairs
+        wanted.append((reader.layer, "weight", Merge(reader, *repeated)))
     made._changes = [Change.register(*each) for each in wanted]
     return made
 

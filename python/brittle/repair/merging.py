@@ -1,48 +1,56 @@
-"""Which of a layer's units repeat others, and by what factor, as the next layer sees them."""
+"""Which of a layer's silent units repeat others, and by what factor, as the next layer sees them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from brittle import _checks as check
-from brittle.ops import pairwise_cosine
-from brittle.repair.duplicates import ROUNDING, unit_outputs
 from brittle.repair.structure import Reader
 from brittle.similarity.features import Inputs, inputs
 from brittle.target import Target
 
-Pairs = tuple[tuple[int, int], ...]
+
+class Repeats(NamedTuple):
+    """Pairs of a silent unit and one that is left, and the factors from the second to the first."""
+
+    pairs: tuple[tuple[int, int], ...]
+    factors: Tensor  # [pairs], float64
 
 
-def repeated(
-    model: nn.Module, layer: str, silent: Sequence[int], data: Inputs, threshold: float, batch_size: int
-) -> Pairs:
-    """Each silent unit whose cosine with one that is left is at least ``threshold``, and that one."""
+def repeats(
+    model: nn.Module, reader: Reader, silent: Sequence[int], data: Inputs, threshold: float, batch_size: int
+) -> Repeats:
+    """Each silent unit whose cosine with one that is left is at least ``threshold``, in what is read."""
     check.check_scalar("mask", "threshold", threshold)
-    outputs = unit_outputs("mask", model, layer, data, batch_size)
-    left = [unit for unit in range(len(outputs)) if unit not in silent]
-    if not left or not silent:
-        return ()
-    cosines, nearest = pairwise_cosine(outputs[list(silent)], outputs[left]).max(1)
-    found = zip(silent, cosines.tolist(), nearest.tolist(), strict=True)
-    return tuple((unit, left[near]) for unit, cosine, near in found if cosine >= threshold - ROUNDING)
+    products = _products(model, reader, data, batch_size)
+    left = [unit for unit in range(len(products)) if unit not in silent]
+    squares = products.diagonal()
+    lengths = squares.sqrt()
+    found = []
+    for unit in silent:
+        cosines = products[unit, left] / (lengths[unit] * lengths[left])
+        best = int(cosines.nan_to_num(-1.0).argmax()) if left else 0  # NaN: one of the two is never heard
+        # Equal units may have a cosine one rounding below 1.
+        if left and cosines[best] >= threshold - 1e-12:
+            found.append((unit, left[best]))
+    factors = [products[pair] / squares[pair[1]] for pair in found]
+    return Repeats(tuple(found), torch.tensor(factors, dtype=torch.float64))
 
 
-def factors(model: nn.Module, reader: Reader, pairs: Pairs, data: Inputs, batch_size: int) -> Tensor:
-    """The factor that best turns the second of each pair into the first, in what ``reader`` is given."""
-    silent, left = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
-    cross, square = torch.zeros(2, len(pairs), dtype=torch.float64)
+def _products(model: nn.Module, reader: Reader, data: Inputs, batch_size: int) -> Tensor:
+    """Inner products ``[units, units]`` of what ``reader`` is given of each unit, over all of the data."""
+    total: list[Tensor] = []
 
     def watch(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         read = args[0].detach()
         if isinstance(module, nn.Linear):
             read = read.reshape(-1, module.in_features // reader.inputs, reader.inputs)
         rows = read.transpose(0, 1).flatten(1).to("cpu", torch.float64)
-        cross.add_((rows[silent] * rows[left]).sum(1))
-        square.add_(rows[left].square().sum(1))
+        total[:] = [sum(total, rows @ rows.T)]
 
     target = Target.of(model, "mask")
     handle = reader.layer.register_forward_pre_hook(watch)
@@ -52,4 +60,4 @@ def factors(model: nn.Module, reader: Reader, pairs: Pairs, data: Inputs, batch_
                 model(x)
     finally:
         handle.remove()
-    return torch.where(square > 0, cross / square, 0)
+    return total[0]

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from brittle import _checks as check
 from brittle import ops
-from brittle.repair.duplicates import unit_rows
+from brittle.repair.duplicates import centred, unit_rows
 from brittle.repair.state import Batch
 from brittle.repair.structure import NORMS, norm_after
 
@@ -145,7 +145,7 @@ class Penalty:
             total = total + self.gradient_penalty * gradient.square().sum() / len(x)
         for name, output in outputs.items():
             rows = unit_rows(model.get_submodule(name), output)
-            total = total + self._at(name).redundancy * squared_cosine(rows)
+            total = total + self._at(name).redundancy * squared_cosine(centred(rows))
         return total
 
     def _watched_in(self, model: nn.Module) -> dict[str, str]:
@@ -191,7 +191,7 @@ def regularizer(
         l1, l2, redundancy, gradient_penalty: finite and >= 0.
         elastic: a strength, finite and >= 0, and a ratio in [0, 1].
         redundancy_of: ``"weights"``, or ``"activations"``: outputs of linear layers and convolutions, after
-            the norm that follows, as :func:`duplicate_units` compares them.
+            the norm that follows and less their means, as :func:`duplicate_units` compares them.
         layers: by name of a module, what is to be different in it and below: any of ``l1``, ``l2``,
             ``elastic`` and ``redundancy``. Of several names around a layer the nearest counts.
         norms_and_biases: whether ``l1``, ``l2`` and ``elastic`` count norms' parameters and one-dimensional
@@ -209,7 +209,9 @@ def regularizer(
         Drucker and LeCun, "Improving generalization performance using double backpropagation", 1992.
         Ross and Doshi-Velez, "Improving the adversarial robustness and interpretability of deep neural
         networks by regularizing their input gradients", AAAI 2018.
-        Rodríguez et al., "Regularizing CNNs with locally constrained decorrelations", ICLR 2017 (redundancy).
+        Rodríguez et al., "Regularizing CNNs with locally constrained decorrelations", ICLR 2017 (weights).
+        Cogswell et al., "Reducing overfitting in deep networks by decorrelating representations", ICLR 2016
+        (activations).
 
     Example:
         >>> import torch
