@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -19,136 +18,13 @@ from brittle.diagnosis.flaws.result import SEVERITIES, Diagnosis, Finding
 from brittle.evaluation.curve import accuracy_vs_epsilon
 from brittle.repair.loop import look
 from brittle.repair.mending_folder import Folder, identity_of
+from brittle.repair.mending_result import Mending, Score, Step
 from brittle.repair.suggestions import Suggestion, suggest
 from brittle.target import Bounds, Model, Target
 
 Progress = Callable[[str, int, int], None]
 
 _OP = "mend"
-
-
-@dataclass(frozen=True)
-class Score:
-    """How good a model is on some data.
-
-    Attributes:
-        accuracy, log_loss: on the samples as they are.
-        robust_accuracy: under PGD; None where it was not asked for.
-    """
-
-    accuracy: float
-    log_loss: float
-    robust_accuracy: float | None = None
-
-
-@dataclass(frozen=True)
-class Step:
-    """One suggestion, and what came of it.
-
-    Attributes:
-        suggestion: what was tried.
-        outcome: ``"kept"``; ``"rolled back"``; or ``"not needed"``, where earlier repairs had mended it.
-        reason: for the outcome, in a sentence.
-        before, after: on the validation data; equal where nothing was tried.
-    """
-
-    suggestion: Suggestion
-    outcome: str
-    reason: str
-    before: Score
-    after: Score
-
-
-@dataclass(frozen=True)
-class Mending:
-    """What :func:`mend` did.
-
-    Attributes:
-        model: the mended copy; where no repair helped, the same weights as the one given.
-        before, after: the diagnoses.
-        steps: what was tried, in order.
-        scores: of the model before and after, on the data that ``judged_on`` names.
-        judged_on: ``"test"``; or ``"validation"``, on which the repairs were chosen, so that the gain is
-            likely to look larger than it is.
-        eps: radius of the attacks behind ``robust_accuracy`` and fragility, Linf.
-        out: the folder that holds it all; None where nothing was to be written.
-    """
-
-    model: nn.Module
-    before: Diagnosis
-    after: Diagnosis
-    steps: tuple[Step, ...]
-    scores: Mapping[str, Score]
-    judged_on: str
-    eps: float
-    out: Path | None = None
-
-    @property
-    def kept(self) -> tuple[Step, ...]:
-        """The repairs that the mended model has."""
-        return tuple(step for step in self.steps if step.outcome == "kept")
-
-    def rows(self) -> list[tuple[str, float, float, bool]]:
-        """Each measure: its name, before, after, and whether more of it is better."""
-        a, b = self.scores["before"], self.scores["after"]
-        rows = [
-            (f"{self.judged_on} accuracy", a.accuracy, b.accuracy, True),
-            (f"{self.judged_on} log-loss", a.log_loss, b.log_loss, False),
-        ]
-        if a.robust_accuracy is not None and b.robust_accuracy is not None:
-            name = f"{self.judged_on} accuracy under PGD, Linf {self.eps:.4g}"
-            rows.append((name, a.robust_accuracy, b.robust_accuracy, True))
-        for severity in SEVERITIES[:0:-1]:
-            counts = [sum(f.severity == severity for f in d.findings) for d in (self.before, self.after)]
-            rows.append((f"{severity} flaws", float(counts[0]), float(counts[1]), False))
-        return rows
-
-    def table(self) -> str:
-        """What was tried and what came of it, then the model before and after."""
-        lines = []
-        for number, step in enumerate(self.steps, 1):
-            lines.append(f"{number}. {step.suggestion.title()}: {step.outcome}. {step.reason}")
-        if not self.steps:
-            lines.append("No flaws found: there is nothing to mend.")
-        rows = self.rows()
-        width = max(len(name) for name, *_ in rows)
-        lines += ["", f"{'':<{width}} {'before':>9} {'after':>9}"]
-        for name, before, after, higher in rows:
-            word = "" if before == after else "better" if (after > before) == higher else "worse"
-            digits = 0 if name.endswith("flaws") else 4
-            lines.append(f"{name:<{width}} {before:>9.{digits}f} {after:>9.{digits}f}  {word}".rstrip())
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What stands between the numbers and a fair comparison."""
-        if self.judged_on == "test" or not self.steps:
-            return ()
-        return (
-            "The repairs were chosen by the same validation data, so the numbers are likely to look better "
-            "than they are. Give test data for numbers that are not chosen.",
-        )
-
-    def summary(self) -> dict[str, Any]:
-        """All of it in JSON's types."""
-        return {
-            "before": self.before.summary(),
-            "after": self.after.summary(),
-            "steps": [
-                {
-                    "suggestion": step.suggestion.summary(),
-                    "outcome": step.outcome,
-                    "reason": step.reason,
-                    "before": _plain(step.before),
-                    "after": _plain(step.after),
-                }
-                for step in self.steps
-            ],
-            "scores": {name: _plain(score) for name, score in self.scores.items()},
-            "judged_on": self.judged_on,
-            "eps": self.eps,
-            "notes": list(self.notes),
-        }
 
 
 def mend(
@@ -230,7 +106,10 @@ def mend(
     if not isinstance(model, nn.Module):
         raise ValueError(f"{_OP}: model must be a module; got {type(model).__name__}")
     for name, data in (("train", train), ("validation", validation), ("test", test)):
-        if data is not None and iter(data) is data:
+        if data is not None and not isinstance(data, Iterable):
+            got = type(data).__name__
+            raise ValueError(f"{_OP}: {name} must be a pair of tensors or an iterable of batches; got {got}")
+        if isinstance(data, Iterator):
             raise ValueError(f"{_OP}: {name} must be iterable anew for each epoch; got an iterator")
     eps = 8 / 255 * (bounds[1] - bounds[0]) if eps is None else check.check_scalar(_OP, "eps", eps)
     work = _Work(
@@ -384,15 +263,15 @@ def judged(
     # What can no longer be judged counts as it was.
     then = sum(a or 0 for a, _ in weights.values())
     now = sum((a or 0) if b is None else b for a, b in weights.values())
-    shown = [_change(before, after, *place) for place in sorted(places) if weights[place][0]]
+    shown = _changes(before, after, [place for place in places if weights[place][0]])
     if now >= then:
-        return False, f"The flaws are as severe as before ({'; '.join(shown)}); {accuracy}."
+        return False, f"The flaws are as severe as before ({shown}); {accuracy}."
     everywhere = [sum(SEVERITIES.index(f.severity) for f in d.flaws) for d in (before, after)]
     if everywhere[1] > everywhere[0] and gain <= tolerance:
         known = {(f.layer, f.kind) for f in before.flaws}
         new = ", ".join(f"{f.kind} in {f.layer}" for f in after.flaws if (f.layer, f.kind) not in known)
         return False, f"It mends these flaws and makes others ({new or 'others are worse'}); {accuracy}."
-    return True, f"It helps ({'; '.join(shown)}); {accuracy}."
+    return True, f"It helps ({shown}); {accuracy}."
 
 
 def _weight(diagnosis: Diagnosis, layer: str, kind: str) -> int | None:
@@ -400,13 +279,11 @@ def _weight(diagnosis: Diagnosis, layer: str, kind: str) -> int | None:
     return None if severity is None else SEVERITIES.index(severity)
 
 
-def _change(before: Diagnosis, after: Diagnosis, layer: str, kind: str) -> str:
-    was, now = before.severity(layer, kind), after.severity(layer, kind)
-    return f"{kind} in {layer or '(model)'}: {was} -> {now or 'not judged'}"
-
-
-def _plain(score: Score) -> dict[str, float | None]:
-    found = {"accuracy": score.accuracy, "log_loss": score.log_loss, "robust_accuracy": score.robust_accuracy}
-    return {
-        name: value if value is not None and math.isfinite(value) else None for name, value in found.items()
-    }
+def _changes(before: Diagnosis, after: Diagnosis, places: Sequence[tuple[str, str]]) -> str:
+    """What became of flaws, those with one fate together: ``dead severe -> none in fc1, fc2``."""
+    fates: dict[str, list[str]] = {}
+    for layer, kind in sorted(places, key=lambda place: before.layers.index(place[0])):
+        now = after.severity(layer, kind) or "not judged"
+        fate = f"{kind} {before.severity(layer, kind)} -> {now}"
+        fates.setdefault(fate, []).append(layer or "(model)")
+    return "; ".join(f"{fate} in {', '.join(layers)}" for fate, layers in fates.items())

@@ -15,7 +15,7 @@ from brittle.repair.duplicates import duplicate_units
 from brittle.repair.masking import mask
 from brittle.repair.recycling import recycle
 from brittle.repair.regularization import regularizer
-from brittle.repair.retraining import retrain
+from brittle.repair.retraining import reinitialize, retrain
 from brittle.repair.state import Training
 from brittle.repair.structure import norm_after, reader_of
 from brittle.repair.training import train
@@ -25,14 +25,14 @@ ACTIONS: Mapping[str, str] = {
     "recycle": "start the dead units anew and train them",
     "merge": "merge the units that repeat each other, start the freed ones anew and train them",
     "decorrelate": "train with a penalty on units that repeat each other",
-    "retrain": "train the layers",
-    "restart": "initialise the layers anew and train them",
+    "retrain": "train the layers, from new weights where their old ones do harm",
+    "restart": "give the layers new weights that pass the variance on, and train the network",
     "adversarial_train": "train on adversarial samples",
 }
 
 # Of flaws that are equally severe in one layer, the likelier cause first.
 _CAUSES = ("dead", "exploding", "vanishing", "unformed", "overfit", "broken-link", "redundant")
-# Of a layer's units, or of a network's layers: from there on all are started anew.
+# Of a network's layers: where more are to start anew, all do.
 _MOSTLY = 0.5
 _L2, _REDUNDANCY, _MAX_GRAD_NORM = 5e-4, 0.1, 1.0
 # A network that starts from nothing is trained so many times as long as one layer of it.
@@ -122,10 +122,10 @@ def suggest(diagnosis: Diagnosis) -> tuple[Suggestion, ...]:
     """What to do about the flaws of a diagnosis, in the order in which to do it.
 
     A layer's worst flaw decides what is done to it, and its lesser ones join: what mends a layer's units or
-    weights mends them too. Between equals the likelier cause decides, dead units before gradients, gradients before features.
-    Neighbouring layers with the same flaw make one suggestion. Where severe dead units or vanishing gradients
-    keep the layers before them from learning, those layers' flaws join as well. Severe flaws come first, and
-    fragility, which all layers share, last.
+    weights mends them too. Between equals the likelier cause decides: dead units before gradients, gradients
+    before features. Neighbouring layers with the same flaw make one suggestion. Where severe dead units or
+    gradients keep the layers before them from learning, those layers' flaws join as well. Severe flaws come
+    first, and fragility, which all layers share, last.
 
     Args:
         diagnosis: what :func:`brittle.diagnosis.diagnose` found.
@@ -223,7 +223,7 @@ def _suggestion(
         return made("retrain", "The layer has learned nothing; it may have been frozen.", reset="none")
     if lead.kind == "overfit":
         why = "What the layer has learned holds for the training samples alone; it learns again, restrained."
-        return made("restart", why, reset="default", l2=_L2)
+        return made("retrain", why, reset="default", l2=_L2)
     if lead.kind == "broken-link":
         return made("retrain", "The layer loses what the one before it passes on.", reset="none")
     if any(f.channels for f in findings):
@@ -237,16 +237,18 @@ Options = Mapping[str, Any]
 
 
 def _recycle(it: Suggestion, model: nn.Module, data: Data, attack: Options, training: Options) -> Training:
-    wholly = []
+    """Dead units give nothing, so new ones take nothing away, whatever the others are."""
     for layer, units in it.arguments["units"].items():
-        count = len(model.get_submodule(layer).get_parameter("weight"))
-        if not units or len(units) >= _MOSTLY * count:
-            wholly.append(layer)
-        else:
+        if units and isinstance(model.get_submodule(layer), (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             recycle(model, layer, units, seed=training.get("seed", 0))
-    if wholly:
-        return retrain(model, it.layers, data, reset="unit-variance", **training)
+        else:
+            _anew(model, (layer,), data, "unit-variance", training)
     return train(model, data, parameters=_with_readers(model, it.layers), **training)
+
+
+def _anew(model: nn.Module, layers: Sequence[str], data: Data, reset: str, training: Options) -> None:
+    names = ("batch_size", "seed")
+    reinitialize(model, layers, data, reset, **{k: training[k] for k in names if k in training}, name="mend")
 
 
 def _merge(it: Suggestion, model: nn.Module, data: Data, attack: Options, training: Options) -> Training:
@@ -272,10 +274,15 @@ def _retrain(it: Suggestion, model: nn.Module, data: Data, attack: Options, trai
     strength = arguments.pop("l2", None)
     if strength is not None:
         arguments["regularizer"] = regularizer(l2=strength)
-    longer = arguments.pop("longer", 1)
-    if longer > 1:
-        arguments["epochs"] = longer * training.get("epochs", 10)
     return retrain(model, it.layers, data, **{**training, **arguments})
+
+
+def _restart(it: Suggestion, model: nn.Module, data: Data, attack: Options, training: Options) -> Training:
+    """New weights in the midst of old ones: all of them have to find to each other."""
+    arguments = dict(it.arguments)
+    _anew(model, it.layers, data, arguments.pop("reset"), training)
+    arguments["epochs"] = arguments.pop("longer", 1) * training.get("epochs", 10)
+    return train(model, data, **{**training, **arguments})
 
 
 def _harden(it: Suggestion, model: nn.Module, data: Data, attack: Options, training: Options) -> Training:
@@ -289,7 +296,7 @@ _DO: Mapping[str, Callable[[Suggestion, nn.Module, Data, Options, Options], Trai
     "merge": _merge,
     "decorrelate": _decorrelate,
     "retrain": _retrain,
-    "restart": _retrain,
+    "restart": _restart,
     "adversarial_train": _harden,
 }
 
