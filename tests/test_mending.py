@@ -43,6 +43,16 @@ class TestJudged:
         assert found is kept
         assert why in reason
 
+    def test_what_only_follows_does_not_count(self) -> None:
+        flaws = [("conv1", "dead", "severe"), ("conv1", "broken-link", "severe")]
+        before, after = diagnosed(*flaws), diagnosed(flaws[0])
+        aimed = (*before.of("conv1", "dead"), *before.of("conv1", "broken-link"))
+        scores = Score(0.5, 1.0), Score(0.5, 1.0)
+        kept, reason = judged(aimed, before, after, scores, 0.01)
+        assert not kept
+        assert "broken-link severe -> none in conv1; dead severe -> severe in conv1" in reason
+        assert judged(aimed[::-1], before, after, scores, 0.01)[0]
+
     def test_what_cannot_be_judged_any_more_is_not_better(self) -> None:
         before = diagnosed(("conv1", "dead", "mild"))
         after = Diagnosis(LAYERS, ("",) * 5, {}, (), {}, {})

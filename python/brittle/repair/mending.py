@@ -52,7 +52,8 @@ def mend(
     Each repair is tried on a copy of what the earlier ones have left. It is kept if, on the validation data,
 
     - accuracy is not lower by more than ``tolerance``,
-    - the flaws that it is for are less severe, counting 1 for mild and 2 for severe, and
+    - the flaws that it is for, those of the first one's kind, are less severe, counting 1 for mild and 2 for
+      severe, and
     - all flaws together are not more severe, unless accuracy has risen by more than ``tolerance``.
 
     Otherwise it is rolled back, and the result says why. Repairs whose flaws are gone by then are left out.
@@ -175,7 +176,15 @@ class _Work:
 
         return tick
 
+    def rewind(self) -> None:
+        """Data come in the order of their first epoch, whatever was trained, or resumed, before."""
+        for data in (self.train, self.validation):
+            for part in (data, getattr(data, "sampler", None)):
+                if hasattr(part, "set_epoch"):
+                    part.set_epoch(0)
+
     def diagnosis(self, model: nn.Module, stage: str) -> Diagnosis:
+        self.rewind()
         return diagnose(
             Target(model, self.bounds, channels_last=False, fold_batchnorm=False, name=_OP),
             self.train,
@@ -225,6 +234,7 @@ class _Work:
             reason = "Earlier repairs have mended these flaws."
             return Step(suggestion, "not needed", reason, score, score), None, diagnosis
         candidate = copy.deepcopy(current)
+        self.rewind()
         training = suggestion.apply(
             candidate,
             self.train,
@@ -258,12 +268,15 @@ def judged(
     accuracy = f"validation accuracy {scores[0].accuracy:.1%} -> {scores[1].accuracy:.1%}".replace("%", " %")
     if not gain >= -tolerance:  # also where it is NaN
         return False, f"It costs too much: {accuracy}."
-    places = {(f.layer, f.kind) for f in aimed} or {(f.layer, f.kind) for f in before.flaws}
+    aimed = aimed or before.flaws
+    # What merely follows from the cause does not count for it.
+    kinds = {aimed[0].kind} if aimed else set()
+    places = {(f.layer, f.kind) for f in aimed if f.kind in kinds}
     weights = {place: (_weight(before, *place), _weight(after, *place)) for place in places}
     # What can no longer be judged counts as it was.
     then = sum(a or 0 for a, _ in weights.values())
     now = sum((a or 0) if b is None else b for a, b in weights.values())
-    shown = _changes(before, after, [place for place in places if weights[place][0]])
+    shown = _changes(before, after, {(f.layer, f.kind) for f in aimed})
     if now >= then:
         return False, f"The flaws are as severe as before ({shown}); {accuracy}."
     everywhere = [sum(SEVERITIES.index(f.severity) for f in d.flaws) for d in (before, after)]
@@ -279,10 +292,10 @@ def _weight(diagnosis: Diagnosis, layer: str, kind: str) -> int | None:
     return None if severity is None else SEVERITIES.index(severity)
 
 
-def _changes(before: Diagnosis, after: Diagnosis, places: Sequence[tuple[str, str]]) -> str:
+def _changes(before: Diagnosis, after: Diagnosis, places: Iterable[tuple[str, str]]) -> str:
     """What became of flaws, those with one fate together: ``dead severe -> none in fc1, fc2``."""
     fates: dict[str, list[str]] = {}
-    for layer, kind in sorted(places, key=lambda place: before.layers.index(place[0])):
+    for layer, kind in sorted(places, key=lambda place: (before.layers.index(place[0]), place[1])):
         now = after.severity(layer, kind) or "not judged"
         fate = f"{kind} {before.severity(layer, kind)} -> {now}"
         fates.setdefault(fate, []).append(layer or "(model)")
