@@ -75,7 +75,9 @@ def test_flaws_are_mended_and_everything_is_in_the_folder(here: Path) -> None:
     assert "another seed (0 then, 1 now)" in other.stderr
 
 
-def test_what_does_not_help_is_rolled_back_and_said(here: Path) -> None:
+def test_what_does_not_help_is_rolled_back_and_said(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for page in ("compare_page", "diagnosis_page"):
+        monkeypatch.setattr(f"brittle.repair.mending_folder.{page}", lambda *_: "a page")
     outcome = mended("--out", "m", "--epochs", "1", "--batch-size", "240", "--fail-on", "mild")
     assert outcome.exit_code == 1, outcome.stdout
     assert "1. recycle layer 1: rolled back. " in outcome.stdout

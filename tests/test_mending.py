@@ -222,7 +222,10 @@ def _standstill(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 class TestFolder:
     @pytest.fixture(autouse=True)
     def _quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Pages have tests of their own, and drawing them takes long."""
         monkeypatch.setattr(brittle.report, "evaluation_page", quick_page)
+        for page in ("compare_page", "diagnosis_page"):
+            monkeypatch.setattr(f"brittle.repair.mending_folder.{page}", lambda *_: "a page")
 
     def test_everything_is_in_it(self, flawed: nn.Sequential, mending: Mending, tmp_path: Path) -> None:
         from brittle.repair.mending_folder import PAGES

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -20,7 +21,7 @@ from brittle.repair.loop import look
 from brittle.repair.mending_folder import Folder, identity_of
 from brittle.repair.mending_result import Mending, Score, Step
 from brittle.repair.suggestions import Suggestion, suggest
-from brittle.target import Bounds, Model, Target
+from brittle.target import Bounds, Target
 
 Progress = Callable[[str, int, int], None]
 
@@ -31,7 +32,7 @@ def mend(
     model: nn.Module,
     train: Data,
     validation: Data,
-    untrained: Model | None = None,
+    untrained: nn.Module | None = None,
     *,
     test: Data | None = None,
     suggestions: Sequence[Suggestion] | None = None,
@@ -123,8 +124,8 @@ def mend(
             settings = {"epochs": epochs, "tolerance": tolerance, "eps": eps, "bounds": list(bounds)}
             settings |= {"samples": samples, "batch_size": batch_size, "seed": seed}
             given = None if suggestions is None else [each.summary() for each in suggestions]
-            data = {"train": train, "validation": validation, "test": test}
-            folder.begin(identity_of(model, untrained, data) | settings | {"suggestions": given})
+            identity = identity_of(model, untrained, {"train": train, "validation": validation, "test": test})
+            folder.begin(identity | settings | {"suggestions": given})
         before = work.diagnosis(model, "diagnosis")
         tried = suggest(before) if suggestions is None else tuple(suggestions)
         current, diagnosis, score = copy.deepcopy(model), before, work.score(model)
@@ -159,7 +160,7 @@ class _Work:
 
     train: Data
     validation: Data
-    untrained: Model | None
+    untrained: nn.Module | None
     epochs: int
     tolerance: float
     eps: float
@@ -178,10 +179,10 @@ class _Work:
 
     def rewind(self) -> None:
         """Data come in the order of their first epoch, whatever was trained, or resumed, before."""
-        for data in (self.train, self.validation):
-            for part in (data, getattr(data, "sampler", None)):
-                if hasattr(part, "set_epoch"):
-                    part.set_epoch(0)
+        parts: list[Any] = [self.train, self.validation]
+        for part in [*parts, *(getattr(part, "sampler", None) for part in parts)]:
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(0)
 
     def diagnosis(self, model: nn.Module, stage: str) -> Diagnosis:
         self.rewind()

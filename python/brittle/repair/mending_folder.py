@@ -35,7 +35,6 @@ from brittle.report.compare import compare_page
 from brittle.report.diagnosis import diagnosis_page
 from brittle.report.mending import mending_page
 from brittle.sources.batches import Batches
-from brittle.target import Model
 
 _OP = "mend"
 _FORMAT = 1
@@ -130,7 +129,7 @@ class Folder:
         self, model: nn.Module, when: str, data: Data, title: str, options: Mapping[str, Any]
     ) -> None:
         low, high = options["bounds"]
-        epsilons = {eps * (high - low) for eps in EPSILONS["linf"]} | {options["eps"]} - {0.0}
+        epsilons = {eps * (high - low) for eps in EPSILONS["linf"]} | ({options["eps"]} - {0.0})
         progress = options["progress"]
         evaluate(
             model,
@@ -149,7 +148,9 @@ class Folder:
         )
 
 
-def identity_of(model: nn.Module, untrained: Model | None, data: Mapping[str, Data | None]) -> dict[str, Any]:
+def identity_of(
+    model: nn.Module, untrained: nn.Module | None, data: Mapping[str, Data | None]
+) -> dict[str, Any]:
     """What must be the same for a mending to go on: version, weights and data."""
     found = {"library": __version__, "weights": fingerprint.of_weights(model)}
     found["untrained"] = "none" if untrained is None else fingerprint.of_weights(untrained)
