@@ -12,7 +12,8 @@ import brittle
 import pytest
 import torch
 from brittle.diagnosis.flaws.result import Diagnosis, Finding
-from brittle.repair.mending import judged, mend
+from brittle.repair.judging import judged
+from brittle.repair.mending import mend
 from brittle.repair.mending_result import Mending, Score
 from brittle.repair.suggestions import Suggestion
 from interrupted_runs import quick_page
@@ -187,6 +188,14 @@ class TestMend:
         wild = Suggestion("retrain", ("4",), (dead,), {"optimizer": lambda p: torch.optim.SGD(p, 1e30)})
         [step] = mend(flawed, TRAIN, VALIDATION, suggestions=[wild], **OPTIONS).steps
         assert step.outcome == "rolled back"
+
+    def test_masked_gradients_are_a_note_and_not_a_warning(self) -> None:
+        model = network()
+        with torch.no_grad():
+            model[0].bias.fill_(-100.0)  # nothing answers, so no gradient leads anywhere
+        found = mend(model, TRAIN, VALIDATION, suggestions=(), **OPTIONS)
+        assert found.scores["before"].masked
+        assert "note: The model before mending masks its gradients" in found.table()
 
     def test_a_sound_model_is_left_as_it_is(self) -> None:
         model = network()

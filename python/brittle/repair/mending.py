@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from torch import nn
 from brittle import _checks as check
 from brittle.data import Data
 from brittle.diagnosis.flaws.diagnose import diagnose
-from brittle.diagnosis.flaws.result import SEVERITIES, Diagnosis, Finding
+from brittle.diagnosis.flaws.result import Diagnosis
 from brittle.evaluation.curve import accuracy_vs_epsilon
+from brittle.repair.judging import judged
 from brittle.repair.loop import look
 from brittle.repair.mending_folder import Folder, identity_of
 from brittle.repair.mending_result import Mending, Score, Step
 from brittle.repair.suggestions import Suggestion, suggest
+from brittle.result import GradientMaskingWarning
 from brittle.target import Bounds, Target
 
 Progress = Callable[[str, int, int], None]
@@ -89,15 +92,14 @@ def mend(
     Example:
         >>> import torch
         >>> from brittle.repair import mend
-        >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
-        <torch._C.Generator ...>
-        >>> x = torch.rand(300, 6)
+        >>> x = torch.rand(300, 6, generator=torch.Generator().manual_seed(0))
         >>> y = (x[:, 0] > x[:, 1]).long()
         >>> model = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
         >>> with torch.no_grad():
-        ...     model[0].bias.fill_(-50.0)[:2]  # no unit ever answers
-        tensor([-50., -50.])
-        >>> mending = mend(model, (x[:200], y[:200]), (x[200:], y[200:]), epochs=20)
+        ...     _ = model[0].bias.fill_(-50.0)  # no unit ever answers
+        >>> mending = mend(model, (x[:200], y[:200]), (x[200:], y[200:]), epochs=20, batch_size=20)
+        >>> mending.steps[0].suggestion.title(), mending.steps[0].outcome
+        ('recycle layer 0', 'kept')
         >>> mending.scores["before"].accuracy < 0.7 < 0.9 < mending.scores["after"].accuracy
         True
     """
@@ -136,21 +138,21 @@ def mend(
             if mended is not None:
                 current, score = mended, step.after
             steps.append(step)
-        judged = validation if test is None else test
+        compared = validation if test is None else test
         models = {"before": model, "after": current}
         mending = Mending(
             current,
             before,
             diagnosis,
             tuple(steps),
-            {name: work.score(each, judged, robust=name) for name, each in models.items()},
+            {name: work.score(each, compared, robust=name) for name, each in models.items()},
             "validation" if test is None else "test",
             eps,
             None if out is None else Path(out),
         )
         if folder is not None:
             options = {"bounds": bounds, "seed": seed, "eps": eps, "progress": progress}
-            folder.finish(mending.summary(), models, judged, title, dict(provenance or {}), options)
+            folder.finish(mending.summary(), models, compared, title, dict(provenance or {}), options)
     return mending
 
 
@@ -205,20 +207,23 @@ class _Work:
             found = look(_OP, model, self.validation if data is None else data, self.batch_size)
             if robust is None:
                 return Score(found["validation_accuracy"], found["validation_loss"])
-            curve = accuracy_vs_epsilon(
-                model,
-                self.validation if data is None else data,
-                [self.eps],
-                "pgd",
-                batch_size=self.batch_size,
-                bounds=self.bounds,
-                seed=self.seed,
-                progress=self.tick(f"attack {robust}"),
-            )
+            with _masking() as masked:
+                curve = accuracy_vs_epsilon(
+                    model,
+                    self.validation if data is None else data,
+                    [self.eps],
+                    "pgd",
+                    batch_size=self.batch_size,
+                    bounds=self.bounds,
+                    seed=self.seed,
+                    progress=self.tick(f"attack {robust}"),
+                )
         finally:
             for module, training in modes:
                 module.training = training
-        return Score(found["validation_accuracy"], found["validation_loss"], curve.accuracy[0])
+        return Score(
+            found["validation_accuracy"], found["validation_loss"], curve.accuracy[0], masked=bool(masked)
+        )
 
     def attempt(
         self,
@@ -257,47 +262,15 @@ class _Work:
         return step, candidate if kept else None, found if kept else diagnosis
 
 
-def judged(
-    aimed: Sequence[Finding],
-    before: Diagnosis,
-    after: Diagnosis,
-    scores: tuple[Score, Score],
-    tolerance: float,
-) -> tuple[bool, str]:
-    """Whether a repair helped, and why or why not."""
-    gain = scores[1].accuracy - scores[0].accuracy
-    accuracy = f"validation accuracy {scores[0].accuracy:.1%} -> {scores[1].accuracy:.1%}".replace("%", " %")
-    if not gain >= -tolerance:  # also where it is NaN
-        return False, f"It costs too much: {accuracy}."
-    aimed = aimed or before.flaws
-    # What merely follows from the cause does not count for it.
-    kinds = {aimed[0].kind} if aimed else set()
-    places = {(f.layer, f.kind) for f in aimed if f.kind in kinds}
-    weights = {place: (_weight(before, *place), _weight(after, *place)) for place in places}
-    # What can no longer be judged counts as it was.
-    then = sum(a or 0 for a, _ in weights.values())
-    now = sum((a or 0) if b is None else b for a, b in weights.values())
-    shown = _changes(before, after, {(f.layer, f.kind) for f in aimed})
-    if now >= then:
-        return False, f"The flaws are as severe as before ({shown}); {accuracy}."
-    everywhere = [sum(SEVERITIES.index(f.severity) for f in d.flaws) for d in (before, after)]
-    if everywhere[1] > everywhere[0] and gain <= tolerance:
-        known = {(f.layer, f.kind) for f in before.flaws}
-        new = ", ".join(f"{f.kind} in {f.layer}" for f in after.flaws if (f.layer, f.kind) not in known)
-        return False, f"It mends these flaws and makes others ({new or 'others are worse'}); {accuracy}."
-    return True, f"It helps ({shown}); {accuracy}."
-
-
-def _weight(diagnosis: Diagnosis, layer: str, kind: str) -> int | None:
-    severity = diagnosis.severity(layer, kind)
-    return None if severity is None else SEVERITIES.index(severity)
-
-
-def _changes(before: Diagnosis, after: Diagnosis, places: Iterable[tuple[str, str]]) -> str:
-    """What became of flaws, those with one fate together: ``dead severe -> none in fc1, fc2``."""
-    fates: dict[str, list[str]] = {}
-    for layer, kind in sorted(places, key=lambda place: (before.layers.index(place[0]), place[1])):
-        now = after.severity(layer, kind) or "not judged"
-        fate = f"{kind} {before.severity(layer, kind)} -> {now}"
-        fates.setdefault(fate, []).append(layer or "(model)")
-    return "; ".join(f"{fate} in {', '.join(layers)}" for fate, layers in fates.items())
+@contextmanager
+def _masking() -> Iterator[list[GradientMaskingWarning]]:
+    """The warnings of gradient masking, which the score tells; others are warned of as ever."""
+    found: list[GradientMaskingWarning] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield found
+    for each in caught:
+        if isinstance(each.message, GradientMaskingWarning):
+            found.append(each.message)
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)

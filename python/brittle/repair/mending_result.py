@@ -21,11 +21,14 @@ class Score:
     Attributes:
         accuracy, log_loss: on the samples as they are.
         robust_accuracy: under PGD; None where it was not asked for.
+        masked: gradients that are exactly zero kept PGD from attacking some samples, so that
+            ``robust_accuracy`` is at most what it says.
     """
 
     accuracy: float
     log_loss: float
     robust_accuracy: float | None = None
+    masked: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,17 @@ class Mending:
     @property
     def notes(self) -> tuple[str, ...]:
         """What stands between the numbers and a fair comparison."""
-        if self.judged_on == "test" or not self.steps:
-            return ()
-        return (
-            "The repairs were chosen by the same validation data, so the numbers are likely to look better "
-            "than they are. Give test data for numbers that are not chosen.",
-        )
+        notes = [
+            f"The model {when} mending masks its gradients: its accuracy under PGD is at most that."
+            for when, score in self.scores.items()
+            if score.masked
+        ]
+        if self.judged_on == "validation" and self.steps:
+            notes.append(
+                "The repairs were chosen by the same validation data, so the numbers are likely to look "
+                "better than they are. Give test data for numbers that are not chosen."
+            )
+        return tuple(notes)
 
     def summary(self) -> dict[str, Any]:
         """All of it in JSON's types."""
