@@ -190,7 +190,7 @@ def test_digits_alone_are_both_sets(here: Path) -> None:
         ([*DATA, "--weights", "nowhere.safetensors"], "weights must be a file"),
         ([*DATA, "--untrained", "net.py:absent"], "net.py must define absent"),
         ([*DATA, "--out", "net.py/below"], "--out must be a folder that can be written"),
-        ([*DATA, "--model", "net.py:two_classes"], "labels must be in [0, 2)"),
+        ([*DATA, "--model", "net.py:two_classes"], "y must be in [0, 2)"),
         ([*DATA, "--model", "net.py:no_layers"], "model must have layers with weights"),
     ],
 )  # fmt: skip
