@@ -13,8 +13,8 @@ from brittle.diagnosis.checks._trial import LossFunction, MakeOptimizer, logits_
 
 _PEAK_RATE = 3e-3
 
-#: Called with the epoch, the rows of a batch and their logits, from which the step was taken.
-Record = Callable[[int, Tensor, Tensor], None]
+#: Called after each step with the rows of its batch and their logits.
+Record = Callable[[Tensor, Tensor], None]
 
 
 def fit(
@@ -31,11 +31,11 @@ def fit(
     record: Record | None = None,
 ) -> None:
     """Train in place; by default with Adam on one cycle of the learning rate up to 3e-3."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % 2**63)
     chosen = adam_one_cycle(epochs, batch_size, len(x)) if optimizer is None else optimizer
     stepper = chosen(trainable(op, model))
     model.train()
-    for epoch in range(epochs):
+    for _ in range(epochs):
         for rows in shuffled_batches(len(x), batch_size, generator):
             rows = rows.to(x.device)
             logits = logits_of(op, model, x[rows])
@@ -43,7 +43,7 @@ def fit(
             loss_fn(logits, y[rows]).backward()  # type: ignore[no-untyped-call]
             stepper.step()
             if record is not None:
-                record(epoch, rows, logits.detach())
+                record(rows, logits.detach())
 
 
 def trainable(op: str, model: nn.Module) -> list[nn.Parameter]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ Untrained = nn.Module | Callable[[], nn.Module]
 
 
 @contextmanager
-def trial(op: str, model: Untrained, seed: int) -> Iterator[None]:
+def trial(op: str, model: object, seed: int) -> Iterator[None]:
     """Gradients are on and torch's global random state begins at ``seed``; afterwards both are as before."""
     check.check_seed(op, seed)
     device = _device(model)
@@ -34,14 +35,14 @@ def trial(op: str, model: Untrained, seed: int) -> Iterator[None]:
         yield
 
 
-def reseed(model: Untrained, seed: int) -> None:
+def reseed(model: object, seed: int) -> None:
     """Begin the random numbers anew, on the host and where the model is."""
     # torch.manual_seed would also seed devices that nobody puts back.
-    torch.default_generator.manual_seed(seed)
+    torch.default_generator.manual_seed(seed % 2**63)
     device = _device(model)
     if device is not None and device.type == "cuda":
         with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
+            torch.cuda.manual_seed(seed % 2**63)
 
 
 def require_module(op: str, model: object) -> None:
@@ -61,8 +62,9 @@ def fresh(op: str, model: Untrained) -> nn.Module:
     return made.train()
 
 
-def first_samples(op: str, data: Data, count: int, model: nn.Module) -> tuple[Tensor, Tensor]:
-    """The first ``count`` samples and their labels, where the model is."""
+def first_samples(op: str, data: Data, count: int, model: nn.Module, seed: int) -> tuple[Tensor, Tensor]:
+    """The first ``count`` samples and their labels, where the model is; random numbers begin anew behind
+    them, for a loader may have drawn some."""
     check.check_count(op, "batch_size", count)
     xs, ys, found = [], [], 0
     for x, y, _ in batches(op, data, count, Target.of(model, op)):
@@ -72,10 +74,11 @@ def first_samples(op: str, data: Data, count: int, model: nn.Module) -> tuple[Te
         found += len(xs[-1])
         if found == count:
             break
+    reseed(model, seed)
     return _joined(op, xs), _joined(op, ys)
 
 
-def all_samples(op: str, data: Data, model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+def all_samples(op: str, data: Data, model: Callable[..., Any]) -> tuple[Tensor, Tensor, Tensor]:
     """Every sample, label and id, where the model is."""
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     for x, y, ids in batches(op, data, 1024, Target.of(model, op)):

@@ -44,7 +44,7 @@ def before_training(
     loss_fn: LossFunction = F.cross_entropy,
     optimizer: MakeOptimizer | None = None,
     train_step: TrainStep | None = None,
-    steps: int = 300,
+    steps: int = 1000,
     batch_size: int = 32,
     moved: bool = True,
     untrained: bool = True,

@@ -104,7 +104,7 @@ def initial_loss(
     require_module(op, model)
     check.check_scalar(op, "tolerance", tolerance)
     with trial(op, model, seed):
-        x, y = first_samples(op, data, batch_size, model)
+        x, y = first_samples(op, data, batch_size, model, seed)
         with torch.no_grad():
             logits = logits_of(op, fresh(op, model), x).double().cpu()
     y = y.cpu()

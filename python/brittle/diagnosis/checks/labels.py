@@ -202,7 +202,7 @@ def confident_learning(
 
 def _folds(y: Tensor, folds: int, seed: int) -> Tensor:
     """The fold of each sample: every class is dealt out in random order, one fold after the other."""
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed % 2**63))
     order = order[y.cpu()[order].argsort(stable=True)]
     fold = torch.empty(len(y), dtype=torch.int64)
     fold[order] = torch.arange(len(y)) % folds

@@ -29,6 +29,7 @@ from brittle.target import Target
 
 _SMOOTHING = 0.9
 _DIVERGED = 4.0  # times the least smoothed loss
+_WINDOW = 10  # steps
 _LEARNS = 0.9  # of the first loss: what the least must be below
 
 
@@ -41,7 +42,7 @@ class LearningRateRange(Verdict):
         losses: of its batch, before the step.
         smoothed: their exponential average, without the bias of its start.
         suggested: a tenth of the rate at which the smoothed loss is least; NaN where the loss never falls.
-        steepest: the rate at which the smoothed loss falls fastest per factor of the rate; NaN likewise.
+        steepest: the rate around which the smoothed loss falls fastest over ten steps; NaN likewise.
         diverged: whether the ramp ended because the loss exploded.
     """
 
@@ -86,9 +87,9 @@ def learning_rate_range(
     model: nn.Module,
     data: Data,
     *,
-    lowest: float = 1e-6,
+    lowest: float = 1e-5,
     highest: float = 10.0,
-    steps: int = 100,
+    steps: int = 200,
     optimizer: MakeOptimizer | None = None,
     loss_fn: LossFunction = F.cross_entropy,
     batch_size: int = 64,
@@ -172,24 +173,23 @@ def learning_rate_range(
 def _judged(
     rates: list[float], losses: list[float], smoothed: list[float], diverged: bool
 ) -> LearningRateRange:
-    # A batch drawn last may be the least by chance; NaN compares as false and never is.
-    least = min(range(len(smoothed)), key=lambda k: smoothed[k] if smoothed[k] == smoothed[k] else math.inf)
+    least = min(range(len(smoothed)), key=lambda k: math.inf if math.isnan(smoothed[k]) else smoothed[k])
     learns = smoothed[least] < _LEARNS * smoothed[0]
     suggested = steepest = math.nan
     problems: tuple[str, ...] = ()
     if learns:
         suggested = rates[least] / 10
-        falls = [smoothed[k - 1] - smoothed[k] for k in range(1, least + 1)]
-        steepest = rates[1 + falls.index(max(falls))]
+        steepest = rates[_steepest(smoothed[: least + 1])]
     else:
         end = "and exploded" if diverged else "and did not explode either"
         problems = (
             f"no rate from {rates[0]:.2g} to {rates[-1]:.2g} lowered the loss by a tenth "
-            f"({smoothed[0]:.4g} at first, {smoothed[least]:.4g} at best), {end}; see overfit_one_batch",
+            f"({smoothed[0]:.4g} at first, {smoothed[least]:.4g} at best), {end}; take more steps, or see "
+            "overfit_one_batch",
         )
     notes: tuple[str, ...] = ()
-    if learns and not diverged:
-        notes = (f"the loss had not exploded at {rates[-1]:.2g}: a higher end may suggest a higher rate",)
+    if learns and least == len(rates) - 1:
+        notes = (f"the loss is least at the highest rate, {rates[-1]:.2g}: a higher end may suggest more",)
     return LearningRateRange(
         problems=problems,
         notes=notes,
@@ -202,13 +202,22 @@ def _judged(
     )
 
 
+def _steepest(smoothed: list[float]) -> int:
+    """Where the fall over ten steps, or all there are, is greatest; its middle."""
+    span = min(_WINDOW, len(smoothed) - 1)
+    # The first averages are of few batches, and fall and rise by chance.
+    begin = min(_WINDOW, len(smoothed) - 1 - span)
+    falls = [smoothed[k] - smoothed[k + span] for k in range(begin, len(smoothed) - span)]
+    return begin + falls.index(max(falls)) + span // 2
+
+
 def _endless(
     op: str, data: Data, batch_size: int, model: nn.Module, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches over and over; the end, where the data cannot be gone through again."""
     if isinstance(data, tuple):
         x, y, _ = all_samples(op, data, model)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed % 2**63)
         while True:
             for rows in shuffled_batches(len(x), batch_size, generator):
                 yield x[rows.to(x.device)], y[rows.to(x.device)]

@@ -16,14 +16,16 @@ from brittle.diagnosis.checks._trial import (
     MakeOptimizer,
     all_samples,
     check_classes,
-    logits_of,
+    fresh,
     require_module,
     reseed,
     trial,
 )
 from brittle.diagnosis.checks.suspects import LabelRanking, ranked
+from brittle.target import Target
 
 _PERCENTILE = 0.99
+_FITTED = 0.8  # of the labels: less, and margins tell more of the network than of the samples
 
 
 class AreaUnderMargin:
@@ -203,7 +205,7 @@ def area_under_margin(
         seed: of everything random.
 
     Returns:
-        The ranking, with threshold 0; ``suggested`` is the class that pulls most against the label.
+        The ranking, with threshold 0; ``suggested`` is what the sample was taken for in the last epoch.
 
     Raises:
         ValueError: data or model does not fit, has too few samples, or has no last linear layer to widen.
@@ -228,36 +230,48 @@ def area_under_margin(
     check.check_count(op, "batch_size", batch_size)
     if classes is not None:
         check.check_count(op, "classes", classes, 2)
-    with trial(op, model if isinstance(model, nn.Module) else nn.Identity(), seed):
-        module = model if isinstance(model, nn.Module) else None
-        x, y, ids = all_samples(op, data, module if module is not None else nn.Identity())
-        if len(ids.unique()) != len(ids):  # type: ignore[no-untyped-call]
+    with trial(op, model, seed):
+        x, y, ids = all_samples(op, data, model)
+        if len(torch.unique(ids)) != len(ids):
             raise ValueError(f"{op}: sample ids must differ from each other")
-        if classes is None:
-            with torch.no_grad():
-                outputs = None if module is None else logits_of(op, copy.deepcopy(module).eval(), x[:2])
-            classes = int(y.max()) + 1 if outputs is None else outputs.shape[1]
+        if classes is None and isinstance(model, nn.Module):
+            classes = _training.evaluated(op, fresh(op, model), x[:2]).shape[1]
+        elif classes is None:
+            classes = int(y.max()) + 1
         check_classes(op, y, classes)
         some = len(x) // (classes + 1)
         if some < 2:
             raise ValueError(
                 f"{op}: data must hold at least 2 (C + 1) = {2 * (classes + 1)} samples; got {len(x)}"
             )
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed % 2**63))
         distance = torch.zeros(len(x), dtype=torch.float64)
         screened = torch.zeros(len(x), dtype=torch.int64)
         suggested = y.cpu().clone()
         for number in range(2):
+            reseed(model, seed + number)
+            if isinstance(model, nn.Module):
+                made = _widened(op, model, classes, x[:2])
+            else:
+                made = model(classes + 1)
+                require_module(op, made)
+                device = Target.of(made, op).device or x.device
+                x, y = x.to(device), y.to(device)
             fake = order[number * some : (number + 1) * some]
-            reseed(module if module is not None else nn.Identity(), seed + number)
-            made = _widened(op, module, classes, x[:2]) if module is not None else model(classes + 1)
-            require_module(op, made)
-            ranking = _one_run(
+            margins, taken = _one_run(
                 op, made, x, y, fake, classes, epochs, batch_size, optimizer, seed + number
-            ).ranking(fake)
+            )
+            ranking = margins.ranking(fake)
             distance[ranking.ids] += ranking.scores - ranking.threshold
             screened[ranking.ids] += 1
-            suggested[ranking.ids] = ranking.suggested
+            suggested[ranking.ids] = taken[ranking.ids]
+    fitted = float((suggested == y.cpu()).double().mean())
+    notes: tuple[str, ...] = ()
+    if fitted < _FITTED:
+        notes = (
+            f"only {fitted:.0%} of the labels are predicted after {epochs} epochs: train for longer, or with "
+            "another optimizer, before this is believed",
+        )
     return ranked(
         "area under the margin",
         "above threshold",
@@ -266,6 +280,7 @@ def area_under_margin(
         y,
         suggested,
         threshold=0.0,
+        notes=notes,
     )
 
 
@@ -280,16 +295,20 @@ def _one_run(
     batch_size: int,
     optimizer: MakeOptimizer | None,
     seed: int,
-) -> AreaUnderMargin:
-    """The margins of every sample's row, those of ``fake`` trained on the class that does not exist."""
+) -> tuple[AreaUnderMargin, Tensor]:
+    """The margins of every row, those of ``fake`` trained on the class that does not exist; and the class
+    that each row is taken for in the last epoch."""
+    outputs = _training.evaluated(op, model, x[:2]).shape[1]
+    if outputs != classes + 1:
+        raise ValueError(f"{op}: the model must give {classes + 1} outputs; got {outputs}")
     given = y.clone()
     given[fake.to(y.device)] = classes
     margins = AreaUnderMargin()
+    taken = y.clone()
 
-    def record(_: int, rows: Tensor, logits: Tensor) -> None:
-        if logits.shape[1] != classes + 1:
-            raise ValueError(f"{op}: the model must give {classes + 1} outputs; got {logits.shape[1]}")
+    def record(rows: Tensor, logits: Tensor) -> None:
         margins.update(logits, given[rows], rows)
+        taken[rows] = logits[:, :classes].argmax(1)
 
     _training.fit(
         op,
@@ -302,7 +321,7 @@ def _one_run(
         optimizer=_sgd if optimizer is None else optimizer,
         record=record,
     )
-    return margins
+    return margins, taken.cpu()
 
 
 def _sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -318,15 +337,9 @@ def _widened(op: str, model: nn.Module, classes: int, x: Tensor) -> nn.Module:
         for part in copied.modules()
         if isinstance(part, nn.Linear) and part.out_features == classes
     ]
-    modes = [(module, module.training) for module in copied.modules()]
-    try:
-        with torch.no_grad():
-            logits = logits_of(op, copied.eval(), x)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
+    logits = _training.evaluated(op, copied, x)
+    for handle in handles:
+        handle.remove()
     if not last or not torch.equal(last[-1][1].flatten(), logits.flatten()):
         raise ValueError(
             f"{op}: the model must end in an nn.Linear of {classes} outputs to be given one more; "

@@ -21,7 +21,7 @@ from brittle.diagnosis.checks._trial import (
 )
 from brittle.diagnosis.checks.verdict import Verdict
 
-_SCALE = 1000.0  # of the last layer's weights, to see what bounds its outputs
+_SCALE = 1e6  # of the last layer's weights, to see what bounds its outputs
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def output_kind(
     """Find out whether a model gives logits or something that was squashed, and whether its loss fits.
 
     Outputs in [0, 1] that sum to 1 are probabilities; those with ``logsumexp`` = 0 are log-probabilities.
-    Where the outputs of a copy stay in [0, 1] or [-1, 1] although the last layer's weights are a thousand
+    Where the outputs of a copy stay in [0, 1] or [-1, 1] although the last layer's weights are a million
     times as large, a sigmoid or tanh is behind it. The loss is asked too: one that does not change when the
     same number is added to all logits of a sample applies a softmax itself, one that falls by that number
     expects log-probabilities, and one that falls by log 2 when all are doubled expects probabilities.
@@ -96,7 +96,7 @@ def output_kind(
     op = "output_kind"
     require_module(op, model)
     with trial(op, model, seed), torch.no_grad():
-        x, y = first_samples(op, data, batch_size, model)
+        x, y = first_samples(op, data, batch_size, model, seed)
         out = logits_of(op, fresh(op, model).eval(), x).double()
         check_classes(op, y, out.shape[1])
         kind = _kind(op, model, x, out)
@@ -151,7 +151,7 @@ def _kind(op: str, model: nn.Module, x: Tensor, out: Tensor) -> str:
 
 
 def _amplified(op: str, model: nn.Module, x: Tensor) -> Tensor | None:
-    """The outputs when the last layer that has a weight matrix is a thousand times as large."""
+    """The outputs when the last layer that has a weight matrix is a million times as large."""
     louder = copy.deepcopy(model).eval()
     ran: list[nn.Module] = []
     handles = [

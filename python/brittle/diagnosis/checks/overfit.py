@@ -32,6 +32,7 @@ TrainStep = Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor], Tensor 
 
 _NEAR_ZERO = 0.05  # of log C
 _IN_A_ROW = 3
+_STALLED, _FALLING = 200, 0.98
 _RATE = 1e-3
 _ROUNDING = 1e-5
 
@@ -87,7 +88,7 @@ def overfit_one_batch(
     train_step: TrainStep | None = None,
     optimizer: torch.optim.Optimizer | MakeOptimizer | None = None,
     loss_fn: LossFunction = F.cross_entropy,
-    steps: int = 300,
+    steps: int = 1000,
     batch_size: int = 32,
     goal: float | None = None,
     frozen: Sequence[str] = (),
@@ -112,7 +113,8 @@ def overfit_one_batch(
         optimizer: the one that was made for ``model``, which is copied with it, or a function that makes one
             of parameters; by default Adam at a rate of 1e-3.
         loss_fn: ``loss_fn(logits, y)`` gives a scalar.
-        steps: at most so many.
+        steps: at most so many; fewer where the mean loss of 200 steps is no lower than that of the 200
+            before.
         batch_size: samples.
         goal: the loss to come under; by default 0.05 log C, more where equal inputs have different labels. A
             loss that cannot reach zero (label smoothing) needs another.
@@ -148,7 +150,7 @@ def overfit_one_batch(
     patterns = [frozen] if isinstance(frozen, str) else list(frozen)
     step = _plain_step(loss_fn) if train_step is None else train_step
     with trial(op, model, seed):
-        x, y = first_samples(op, data, batch_size, model)
+        x, y = first_samples(op, data, batch_size, model, seed)
         copied, stepper = _copies(op, model, optimizer)
         start = {name: p.detach().clone() for name, p in copied.named_parameters()}
         logits = logits_of(op, copied, x)
@@ -179,7 +181,7 @@ def overfit_one_batch(
             "numpy, no_grad, argmax)"
         )
     elif reached is None:
-        problems.append(_why(losses[-1], goal, logits, x, gradients, unmoved == list(start)))
+        problems.append(_why(losses, goal, logits, x, gradients, unmoved == list(start)))
     problems += _unmoved(copied, wanted, gradients)
     if left:
         problems.append(
@@ -261,6 +263,9 @@ def _trained(
             break
         if len(losses) >= _IN_A_ROW and max(losses[-_IN_A_ROW:]) < goal:
             return losses, number, False
+        last, before = losses[-_STALLED:], losses[-2 * _STALLED : -_STALLED]
+        if len(before) == _STALLED and sum(last) > _FALLING * sum(before):
+            break
     return losses, None, False
 
 
@@ -303,7 +308,7 @@ def _irreducible(x: Tensor, y: Tensor) -> float:
 
 
 def _why(
-    loss: float,
+    losses: list[float],
     goal: float,
     logits: Tensor,
     x: Tensor,
@@ -311,7 +316,7 @@ def _why(
     nothing_moved: bool,
 ) -> str:
     """What usually causes a loss that stays up."""
-    stays = f"the loss stays at {loss:.4g}, above {goal:.3g}"
+    stays = f"the loss stays at {losses[-1]:.4g}, above {goal:.3g}"
     classes = logits.shape[1]
     found = [gradient for gradient in gradients.values() if gradient is not None]
     alive = sum(bool(gradient.any()) for gradient in found)
@@ -328,6 +333,9 @@ def _why(
             f"{stays}: the model gives probabilities, on which cross-entropy cannot fall below {floor:.4f}; "
             "remove the model's softmax"
         )
+    tenth = len(losses) // 10
+    if tenth and sum(losses[-tenth:]) < _FALLING * sum(losses[-2 * tenth : -tenth]):
+        return f"{stays} after {len(losses)} steps, and still falls: allow more steps, or a higher rate"
     return (
         f"{stays}; usually the labels are not those of the inputs (shuffled or drawn anew for each step), "
         "the rate is too low or too high, the logits are squashed, or regularisation is too strong"

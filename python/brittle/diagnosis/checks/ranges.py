@@ -131,7 +131,7 @@ def weights_and_gradients(
     op = "weights_and_gradients"
     require_module(op, model)
     with trial(op, model, seed):
-        x, y = first_samples(op, data, batch_size, model)
+        x, y = first_samples(op, data, batch_size, model, seed)
         copied = fresh(op, model)
         before = {name: parameter.detach().clone() for name, parameter in copied.named_parameters()}
         problems = [

@@ -89,8 +89,8 @@ def shuffled_labels(
     distribution, whose rate is what the frequencies of predictions and labels give when they are independent;
     distinct samples count once. Nothing learnt: Fisher's exact test of the two accuracies. On data that do
     not leak the first is a false alarm with a probability of at most about ``level`` over all shuffles
-    together (0.8 % were measured at 1 %). The second errs the other way: it fires unless learning is
-    shown at ``level``, which takes some 50 samples.
+    together (of 400 made-up data sets 0 % at 0.01, 2.8 % at 0.05). The second errs the other way: it fires
+    unless learning is shown at ``level``, which takes some 50 samples.
 
     Near-duplicates that are not equal keep no common label unless ``groups`` says so; see
     :func:`brittle.diagnosis.near_duplicates`. Inputs that hold the label are not found either: shuffling
