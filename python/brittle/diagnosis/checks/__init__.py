@@ -9,7 +9,8 @@ from brittle.diagnosis.checks.before import BeforeTraining, before_training
 from brittle.diagnosis.checks.initial_loss import InitialLoss, initial_loss
 from brittle.diagnosis.checks.labels import confident_learning, cross_validated_probabilities, highest_losses
 from brittle.diagnosis.checks.learning_rate import LearningRateRange, learning_rate_range
-from brittle.diagnosis.checks.margins import AreaUnderMargin, area_under_margin
+from brittle.diagnosis.checks.margins import AreaUnderMargin
+from brittle.diagnosis.checks.mislabelled import area_under_margin
 from brittle.diagnosis.checks.outputs import OutputKind, output_kind
 from brittle.diagnosis.checks.overfit import OverfitOneBatch, overfit_one_batch
 from brittle.diagnosis.checks.placement import Placement, placement

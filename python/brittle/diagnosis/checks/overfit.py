@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from brittle import _checks as check
 from brittle.data import Data
+from brittle.diagnosis.checks._causes import FALLING, gradients_of, irreducible, unmoved, why
 from brittle.diagnosis.checks._trial import (
     LossFunction,
     MakeOptimizer,
@@ -24,7 +25,6 @@ from brittle.diagnosis.checks._trial import (
     require_module,
     trial,
 )
-from brittle.diagnosis.checks.outputs import softmax_kind
 from brittle.diagnosis.checks.verdict import Verdict
 
 #: One step of the caller's own training: ``step(model, optimizer, x, y)`` gives the loss.
@@ -32,9 +32,8 @@ TrainStep = Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor], Tensor 
 
 _NEAR_ZERO = 0.05  # of log C
 _IN_A_ROW = 3
-_STALLED, _FALLING = 200, 0.98
+_STALLED = 200
 _RATE = 1e-3
-_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -156,12 +155,12 @@ def overfit_one_batch(
         logits = logits_of(op, copied, x)
         classes = logits.shape[1]
         check_classes(op, y, classes)
-        least = _irreducible(x, y)
+        least = irreducible(x, y)
         if goal is None:
             goal = least + _NEAR_ZERO * math.log(classes)
-        gradients = _gradients(copied, loss_fn(logits, y))
+        gradients = gradients_of(copied, loss_fn(logits, y))
         losses, reached, cut = _trained(op, step, copied, stepper, x, y, steps, goal)
-        unmoved = [name for name, p in copied.named_parameters() if torch.equal(p, start[name])]
+        still = [name for name, p in copied.named_parameters() if torch.equal(p, start[name])]
         left = (
             train_step is not None and not cut and _gradients_left(*_copies(op, model, optimizer), step, x, y)
         )
@@ -169,7 +168,7 @@ def overfit_one_batch(
             logits = logits_of(op, copied, x)
 
     problems = []
-    wanted = [name for name in unmoved if not any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    wanted = [name for name in still if not any(fnmatch.fnmatchcase(name, p) for p in patterns)]
     if losses and not math.isfinite(losses[-1]):
         problems.append(
             f"the loss is {losses[-1]} at step {len(losses) - 1}; usually the rate is too high, or something "
@@ -181,8 +180,8 @@ def overfit_one_batch(
             "numpy, no_grad, argmax)"
         )
     elif reached is None:
-        problems.append(_why(losses, goal, logits, x, gradients, unmoved == list(start)))
-    problems += _unmoved(copied, wanted, gradients)
+        problems.append(why(losses, goal, logits, x, gradients, still == list(start)))
+    problems += unmoved(copied, wanted, gradients)
     if left:
         problems.append(
             "a step's gradients are still there in the next: zero_grad() is missing, unless they are "
@@ -199,7 +198,7 @@ def overfit_one_batch(
         reached=reached,
         accuracy=float((logits.argmax(1) == y).double().mean()),
         samples=len(y),
-        unmoved=tuple(unmoved),
+        unmoved=tuple(still),
     )
 
 
@@ -264,19 +263,9 @@ def _trained(
         if len(losses) >= _IN_A_ROW and max(losses[-_IN_A_ROW:]) < goal:
             return losses, number, False
         last, before = losses[-_STALLED:], losses[-2 * _STALLED : -_STALLED]
-        if len(before) == _STALLED and sum(last) > _FALLING * sum(before):
+        if len(before) == _STALLED and sum(last) > FALLING * sum(before):
             break
     return losses, None, False
-
-
-def _gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor | None]:
-    """Of every parameter that requires one; None where the loss does not depend on it."""
-    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not loss.requires_grad:
-        return dict.fromkeys(learning)
-    return dict(
-        zip(learning, torch.autograd.grad(loss, list(learning.values()), allow_unused=True), strict=True)
-    )
 
 
 def _gradients_left(
@@ -292,76 +281,3 @@ def _gradients_left(
             parameter.grad = torch.full_like(parameter.grad, math.nan)
     step(model, optimizer, x, y)
     return not all(bool(parameter.isfinite().all()) for parameter in model.parameters())
-
-
-def _irreducible(x: Tensor, y: Tensor) -> float:
-    """The mean entropy of the labels given the input: above zero where equal inputs have different labels."""
-    group = torch.zeros_like(y)
-    if x[0].numel():
-        _, group = torch.unique(x.flatten(1), dim=0, return_inverse=True)
-
-    def entropy(kind: Tensor) -> float:
-        p = torch.bincount(kind).double() / len(kind)
-        return float(torch.special.entr(p).sum())
-
-    return max(0.0, entropy(group * (int(y.max()) + 1) + y) - entropy(group))
-
-
-def _why(
-    losses: list[float],
-    goal: float,
-    logits: Tensor,
-    x: Tensor,
-    gradients: dict[str, Tensor | None],
-    nothing_moved: bool,
-) -> str:
-    """What usually causes a loss that stays up."""
-    stays = f"the loss stays at {losses[-1]:.4g}, above {goal:.3g}"
-    classes = logits.shape[1]
-    found = [gradient for gradient in gradients.values() if gradient is not None]
-    alive = sum(bool(gradient.any()) for gradient in found)
-    differ = len(x) > 1 and not bool((x == x[:1]).all())
-    if nothing_moved:
-        return f"{stays}, and no parameter changes: the optimizer has other parameters, or a rate of zero"
-    if alive <= 2 < len(found):  # a weight and a bias
-        return f"{stays}: the network is dead, no gradient gets behind its last layer"
-    if differ and bool(((logits - logits[:1]).abs() <= 1e-5 * logits.abs().max().clamp(min=1)).all()):
-        return f"{stays}: every sample has the same output: the model ignores its input, or is dead"
-    if softmax_kind(logits) == "probabilities":
-        floor = math.log(math.e + classes - 1) - 1
-        return (
-            f"{stays}: the model gives probabilities, on which cross-entropy cannot fall below {floor:.4f}; "
-            "remove the model's softmax"
-        )
-    tenth = len(losses) // 10
-    if tenth and sum(losses[-tenth:]) < _FALLING * sum(losses[-2 * tenth : -tenth]):
-        return f"{stays} after {len(losses)} steps, and still falls: allow more steps, or a higher rate"
-    return (
-        f"{stays}; usually the labels are not those of the inputs (shuffled or drawn anew for each step), "
-        "the rate is too low or too high, the logits are squashed, or regularisation is too strong"
-    )
-
-
-def _unmoved(model: nn.Module, names: Sequence[str], gradients: dict[str, Tensor | None]) -> list[str]:
-    """Why these parameters did not change, a sentence for each reason."""
-    named = dict(model.named_parameters())
-    strongest = max((float(g.norm()) for g in gradients.values() if g is not None), default=0.0)
-    reasons: dict[str, list[str]] = {}
-    for name in names:
-        gradient = gradients.get(name)
-        if not named[name].requires_grad:
-            reason = "frozen (requires_grad=False); if that is intended, name them in frozen="
-        elif gradient is None:
-            reason = "not used by the loss"
-        elif not bool(gradient.any()):
-            reason = "without gradient: it is zero"
-        elif float(gradient.norm()) <= _ROUNDING * strongest:
-            continue  # a bias before a norm: what is left of its gradient is rounding
-        else:
-            reason = "never changed by the optimizer, which does not have them or has a rate of zero"
-        reasons.setdefault(reason, []).append(name)
-    return [
-        f"{len(some)} of {len(named)} parameters are {reason}: {', '.join(some[:3])}"
-        + (", ..." if len(some) > 3 else "")
-        for reason, some in reasons.items()
-    ]
