@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import copy
 import functools
+import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ from hypothesis import strategies as st
 from planted_bugs import healthy
 from scipy.stats import binomtest, fisher_exact
 from torch import Tensor, nn
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "training_checks.py"
 
 
 def made_up(n: int = 120, classes: int = 3, seed: int = 0, noise: float = 0.5) -> tuple[Tensor, Tensor]:
@@ -432,3 +435,24 @@ class TestPictures:
             checks.contact_sheet(torch.zeros(2, 4, 4), page, captions=["a"])
         with pytest.raises(ValueError, match="images must hold some"):
             checks.contact_sheet(torch.zeros(0, 4, 4), page)
+
+
+def test_example(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("training_checks_example", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    train, _ = digits()
+    broken, mended = example.before(train)
+    assert [name for name, result in broken.results.items() if not result.ok] == [
+        "output_kind",
+        "overfit_one_batch",
+    ]
+    assert mended.ok
+    # So few digits are hardly learnt, which makes suspects of many.
+    found = example.search(train.take(torch.arange(300)), tmp_path)
+    assert list(found) == ["area under the margin", "confident learning", "highest losses"]
+    assert found["area under the margin"][1] >= 0.8
+    for picture in ("suspects.png", "margins.png"):
+        assert (tmp_path / picture).stat().st_size > 20_000

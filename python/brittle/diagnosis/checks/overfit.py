@@ -32,7 +32,7 @@ TrainStep = Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor], Tensor 
 
 _NEAR_ZERO = 0.05  # of log C
 _IN_A_ROW = 3
-_STALLED = 200
+_STALLED, _CONSTANT = 200, 50
 _RATE = 1e-3
 
 
@@ -113,7 +113,7 @@ def overfit_one_batch(
             of parameters; by default Adam at a rate of 1e-3.
         loss_fn: ``loss_fn(logits, y)`` gives a scalar.
         steps: at most so many; fewer where the mean loss of 200 steps is no lower than that of the 200
-            before.
+            before, or where 50 steps leave it as it is.
         batch_size: samples.
         goal: the loss to come under; by default 0.05 log C, more where equal inputs have different labels. A
             loss that cannot reach zero (label smoothing) needs another.
@@ -262,6 +262,8 @@ def _trained(
             break
         if len(losses) >= _IN_A_ROW and max(losses[-_IN_A_ROW:]) < goal:
             return losses, number, False
+        if len(losses) >= _CONSTANT and len(set(losses[-_CONSTANT:])) == 1:
+            break
         last, before = losses[-_STALLED:], losses[-2 * _STALLED : -_STALLED]
         if len(before) == _STALLED and sum(last) > FALLING * sum(before):
             break
