@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from brittle import _checks as check
 from brittle.data import Data, batches
 from brittle.repair.loop import adam, derived_seed, one_cycle
-from brittle.repair.state import Batch, Training, TrainingOptions
+from brittle.repair.state import Batch, Training, AllTrainingOptions
 from brittle.repair.structure import layer_named
 from brittle.repair.training import train
 from brittle.target import Model, Target
@@ -33,7 +33,7 @@ def distill(
     alpha: float = 0.9,
     features: Mapping[str, str] | None = None,
     feature_weight: float = 1.0,
-    **options: Unpack[TrainingOptions],
+    **options: Unpack[AllTrainingOptions],
 ) -> Training:
     r"""Train a student in place to answer as a teacher does.
 
@@ -186,7 +186,7 @@ class _Hints:
             yield own, other
 
 
-def _train_along(op: str, projections: nn.ModuleList, options: TrainingOptions) -> None:
+def _train_along(op: str, projections: nn.ModuleList, options: AllTrainingOptions) -> None:
     """Give the projections to the optimizer, and as something with a state to the checkpoint."""
     make = options.get("optimizer")
     if isinstance(make, Optimizer):

@@ -90,9 +90,8 @@ def chosen_parameters(
         names = [names] if isinstance(names, str) else list(names)
         for name in names:
             if not any(_within(known, name) for known in named):
-                raise ValueError(
-                    f"{op}: parameters must name parameters or modules with some; got {_shown(name)}"
-                )
+                got = repr(name) if isinstance(name, str) else type(name).__name__
+                raise ValueError(f"{op}: parameters must name parameters or modules with some; got {got}")
         chosen = [p for known, p in named.items() if any(_within(known, name) for name in names)]
     if not chosen:
         raise ValueError(f"{op}: model must have parameters to train; got none")

@@ -67,6 +67,15 @@ class TrainingOptions(TypedDict, total=False):
     channels_last: bool | str
 
 
+class AllTrainingOptions(TrainingOptions, total=False):
+    """The same, of ways of training that have no use of their own for any of them."""
+
+    epochs: int
+    validation: Data | None
+    seed: int
+    callbacks: Iterable[Any]
+
+
 @dataclass
 class Training:
     """A training while it runs, which callbacks see, and its result.

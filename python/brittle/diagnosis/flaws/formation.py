@@ -18,7 +18,7 @@ from brittle.diagnosis.flaws.thresholds import from_above, from_below
 
 # Weights that it takes to tell a trained layer from a fresh one, and so many are enough; to be compared with
 # so many times as many fresh ones.
-_FEWEST, _ENOUGH, _TIMES = 64, 10_000, 20
+_FEWEST, _ENOUGH, _TIMES = 256, 10_000, 20
 
 # Of the median layer's: less is behind the others.
 _BEHIND = 0.1
