@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from brittle import _checks as check
 from brittle.data import Data, batches
 from brittle.repair.loop import adam, derived_seed, one_cycle
-from brittle.repair.state import Batch, Training, AllTrainingOptions
+from brittle.repair.state import AllTrainingOptions, Batch, Training
 from brittle.repair.structure import layer_named
 from brittle.repair.training import train
 from brittle.target import Model, Target

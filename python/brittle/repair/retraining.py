@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from brittle import _checks as check
 from brittle.data import Data, batches
 from brittle.repair.loop import derived_seed
-from brittle.repair.state import Batch, Step, Training, AllTrainingOptions
+from brittle.repair.state import AllTrainingOptions, Batch, Step, Training
 from brittle.repair.structure import layer_named, norm_after
 from brittle.repair.training import cross_entropy, train
 from brittle.target import Target

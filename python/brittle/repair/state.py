@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypedDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from brittle.data import Data
 from brittle.progress import Tick
 
 
