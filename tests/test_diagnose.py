@@ -257,6 +257,22 @@ def test_silent_regions_are_rectangles() -> None:
     assert silent_region(torch.zeros(0), None) is None
 
 
+def test_clusters_are_the_classes_where_features_are_theirs() -> None:
+    y = torch.arange(60) % 4
+    x = functional.one_hot(y, 4).float() * 0.9 + 0.05 * torch.rand(
+        60, 4, generator=torch.Generator().manual_seed(0)
+    )
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with torch.no_grad():
+        model[0].weight[:], model[1].weight[:] = torch.eye(4), torch.ones(4, 4) + 1e-3 * torch.eye(4)
+    found = diagnose(model, (x, y), (x, y))
+    agreement = dict(zip(found.layers, found.measures["cluster agreement"], strict=True))
+    silhouette = dict(zip(found.layers, found.measures["cluster silhouette"], strict=True))
+    assert agreement["0"] == 1.0
+    assert silhouette["0"] > 0.9
+    assert silhouette["0"] > 2 * silhouette["1"] or math.isnan(silhouette["1"])
+
+
 def test_sketch_keeps_short_features_and_the_distances_of_long_ones() -> None:
     short = torch.rand(7, 3, 8, 8)
     assert torch.equal(sketch(short, True), short.flatten(1))

@@ -12,7 +12,10 @@ from brittle import ops
 from brittle.diagnosis.flaws.evidence import Evidence
 from brittle.diagnosis.flaws.result import SEVERITIES, Finding, Region
 from brittle.diagnosis.flaws.thresholds import from_above
-from brittle.similarity import effective_rank
+from brittle.similarity import cluster, effective_rank
+
+# Samples that are sorted into clusters; a mean cosine above which there is nothing to sort.
+_CLUSTERED, _ONE_VECTOR = 256, 0.9999
 
 # Places with less of a say than this, beside the place with the most, are silent.
 _SILENT_PLACE = 0.05
@@ -55,6 +58,9 @@ def redundant(about: Evidence) -> Iterator[Finding]:
         about.measure("effective rank share", layer, rank / max(1, min(values.shape)))
         features = about.validation.features[layer]
         alike = about.measure("sample redundancy", layer, _mean_cosine(features))
+        silhouette, agreement = _clusters(about, features) if alike < _ONE_VECTOR else (math.nan, math.nan)
+        about.measure("cluster silhouette", layer, silhouette)
+        about.measure("cluster agreement", layer, agreement)
         severity = max(
             from_above(share, about.thresholds.duplicates),
             from_above(alike, about.thresholds.collapse),
@@ -70,6 +76,17 @@ def redundant(about: Evidence) -> Iterator[Finding]:
             f"{len(copies)} of {len(of)} units repeat another; the outputs use {rank:.1f} directions; "
             f"the features of two samples have a cosine of {alike:.3f}",
         )
+
+
+def _clusters(about: Evidence, features: Tensor) -> tuple[float, float]:
+    """How clearly samples fall into as many groups as there are classes, and how far they are the classes."""
+    some = features[:_CLUSTERED]
+    y = about.validation.y[:_CLUSTERED]
+    classes, distinct = len(set(y.tolist())), len(set(map(tuple, some.tolist())))
+    if not 2 <= classes < len(y) or distinct < classes:
+        return math.nan, math.nan
+    groups = cluster(ops.pairwise_cosine(some.contiguous()), classes, "kmeans", about.seed)
+    return groups.silhouette, groups.agreement(y)
 
 
 def _cut_off(about: Evidence, layer: str) -> bool:
