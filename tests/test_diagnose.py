@@ -259,9 +259,8 @@ def test_silent_regions_are_rectangles() -> None:
 
 def test_clusters_are_the_classes_where_features_are_theirs() -> None:
     y = torch.arange(60) % 4
-    x = functional.one_hot(y, 4).float() * 0.9 + 0.05 * torch.rand(
-        60, 4, generator=torch.Generator().manual_seed(0)
-    )
+    noise = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))
+    x = 0.9 * functional.one_hot(y, 4) + 0.05 * noise
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     with torch.no_grad():
         model[0].weight[:], model[1].weight[:] = torch.eye(4), torch.ones(4, 4) + 1e-3 * torch.eye(4)
