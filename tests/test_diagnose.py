@@ -349,10 +349,11 @@ def test_copied_channels_are_redundant() -> None:
 
 
 def test_features_that_all_samples_share_are_redundant() -> None:
-    model = mlp()
+    train, validation = sets()
+    model = trained(mlp(), train)
     with torch.no_grad():
         model[3].bias += 1000
-    found = diagnose(model, *sets())
+    found = diagnose(model, train, validation)
     assert found.severity("3", "redundant") == "severe"
     assert found.of("3", "redundant")[0].evidence["sample redundancy"] > 0.999
 
@@ -614,3 +615,16 @@ def test_gradients_that_overflow_explode_although_the_outputs_do_not() -> None:
         model[5].weight.mul_(1e6)
     found = diagnose(model, *sets())
     assert found.severity("7", "exploding") == "severe"
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_an_untrained_network_has_no_other_flaw_than_that(copied: bool) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = nn.Sequential(
+            *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Flatten(), nn.Linear(288, 64), nn.ReLU(), nn.Linear(64, 10)),
+        )
+    found = diagnose(model, *sets(500), untrained=copy.deepcopy(model) if copied else None)
+    assert {kind for _, kind in flaws(found)} == {"unformed"}
+    assert {layer for layer, _ in flaws(found)} >= {"2", "6", "8"}

@@ -23,7 +23,8 @@ from brittle.diagnosis.flaws.units import dead, redundant
 from brittle.progress import bar
 from brittle.target import Target
 
-_JUDGEMENTS = (dead, redundant, unformed, overfit, vanishing, exploding, broken_link, fragile)
+# Unformed first: others excuse what follows from it.
+_JUDGEMENTS = (unformed, dead, redundant, overfit, vanishing, exploding, broken_link, fragile)
 
 
 def diagnose(

@@ -28,6 +28,7 @@ class Evidence:
         measures: by name and layer; the judgements add what they measure.
         notes: what could not be judged, and why.
         seed: of random choices.
+        unformed: layers that were found to be so, which excuses what any random layer does.
         never_ran: layers that gave nothing to judge.
     """
 
@@ -37,6 +38,7 @@ class Evidence:
     validation: Seen
     thresholds: Thresholds
     seed: int
+    unformed: set[str] = field(default_factory=set)
     never_ran: tuple[str, ...] = ()
     measures: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -18,7 +18,7 @@ from brittle.diagnosis.flaws.thresholds import from_above, from_below
 
 # Weights that it takes to tell a trained layer from a fresh one, and so many are enough; to be compared with
 # so many times as many fresh ones.
-_FEWEST, _ENOUGH, _TIMES = 256, 10_000, 20
+_FEWEST, _ENOUGH, _TIMES = 200, 10_000, 20
 
 # Of the median layer's: less is behind the others.
 _BEHIND = 0.1
@@ -26,9 +26,13 @@ _BEHIND = 0.1
 
 def unformed(about: Evidence) -> Iterator[Finding]:
     """Layers that have not moved from the untrained copy; without one, that may as well be fresh."""
-    if about.initial and _related(about):
-        yield from _against_the_copy(about)
-        return
+    for finding in _against_the_copy(about) if about.initial and _related(about) else _unaided(about):
+        if finding.severity != "none":
+            about.unformed.add(finding.layer)
+        yield finding
+
+
+def _unaided(about: Evidence) -> Iterator[Finding]:
     if about.initial:
         about.notes.append(
             "untrained has other initial weights than model had (no layer's weights are correlated), so "

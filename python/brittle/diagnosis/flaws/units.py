@@ -61,11 +61,9 @@ def redundant(about: Evidence) -> Iterator[Finding]:
         silhouette, agreement = _clusters(about, features) if alike < _ONE_VECTOR else (math.nan, math.nan)
         about.measure("cluster silhouette", layer, silhouette)
         about.measure("cluster agreement", layer, agreement)
-        severity = max(
-            from_above(share, about.thresholds.duplicates),
-            from_above(alike, about.thresholds.collapse),
-            key=SEVERITIES.index,
-        )
+        severity = from_above(share, about.thresholds.duplicates)
+        if layer not in about.unformed:
+            severity = max(severity, from_above(alike, about.thresholds.collapse), key=SEVERITIES.index)
         yield Finding(
             layer,
             "redundant",
