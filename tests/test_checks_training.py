@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 EVERY: dict[str, Callable[..., Verdict]] = {
     **CHECKS,
-    "before_training": checks.before_training,
+    "overfit_one_batch": functools.partial(checks.overfit_one_batch, steps=30),
+    "before_training": functools.partial(checks.before_training, steps=30),
     "learning_rate_range": functools.partial(checks.learning_rate_range, steps=12),
 }
 every_check = pytest.mark.parametrize("check", EVERY.values(), ids=EVERY)
@@ -108,7 +109,7 @@ class TestNothingIsChanged:
 
     @every_check
     def test_loaders_and_pairs_agree(self, check: Callable[..., Verdict]) -> None:
-        if isinstance(check, functools.partial):
+        if check is EVERY["learning_rate_range"]:
             pytest.skip("a pair is shuffled, a loader taken as it comes")
         model, data = small(), made_up()
         loader = DataLoader(TensorDataset(*data), batch_size=7)
@@ -516,12 +517,13 @@ class TestOverfit:
                 optimizer.zero_grad(set_to_none)
             return loss.item()
 
-        assert checks.overfit_one_batch(small(), made_up(), train_step=own).ok
+        fast = functools.partial(torch.optim.Adam, lr=0.01)
+        assert checks.overfit_one_batch(small(), made_up(), train_step=own, optimizer=fast).ok
 
     def test_parameters_meant_to_be_frozen_are_not_reported(self) -> None:
         model = small()
         model[0].requires_grad_(False)
-        assert not checks.overfit_one_batch(model, made_up()).ok
+        assert not checks.overfit_one_batch(model, made_up(), steps=5).ok
         found = checks.overfit_one_batch(
             model, made_up(), frozen=["0.*"], optimizer=lambda p: torch.optim.Adam(p, 0.02)
         )
