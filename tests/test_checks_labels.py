@@ -156,6 +156,31 @@ class TestAreaUnderMarginOfAModel:
         again = checks.area_under_margin(model, (x, y))
         assert torch.equal(again.scores, found.scores)
 
+    def test_scores_are_mean_distances_from_the_thresholds(self) -> None:
+        x, y = made_up(60)
+        found = checks.area_under_margin(lambda outputs: nn.Linear(3, outputs), (x, y), epochs=2, seed=3)
+        order = torch.randperm(60, generator=torch.Generator().manual_seed(3))
+        paper = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-4)
+        distances: dict[int, list[float]] = {}
+        for number in range(2):
+            fake = order[15 * number : 15 * (number + 1)]
+            given, margins = y.clone(), checks.AreaUnderMargin()
+            given[fake] = 3
+
+            def record(rows: Tensor, z: Tensor, given: Tensor = given, margins: Any = margins) -> None:
+                margins.update(z, given[rows], rows)
+
+            torch.manual_seed(3 + number)
+            options = {"epochs": 2, "batch_size": 64, "seed": 3 + number}
+            _training.fit("test", nn.Linear(3, 4), x, given, optimizer=paper, record=record, **options)  # type: ignore[arg-type]
+            _, areas = margins.areas()
+            threshold = np.percentile(areas[fake].numpy(), 99)
+            for row in set(range(60)) - set(fake.tolist()):
+                distances.setdefault(row, []).append(float(areas[row]) - threshold)
+        expected = [sum(distances[row]) / len(distances[row]) for row in found.ids.tolist()]
+        assert found.scores.tolist() == pytest.approx(expected, abs=1e-9)
+        assert {len(each) for each in distances.values()} == {1, 2}
+
     def test_a_head_anywhere_in_the_model_is_widened(self) -> None:
         class Named(nn.Module):
             def __init__(self) -> None:
