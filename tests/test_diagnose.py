@@ -319,6 +319,12 @@ def test_a_dead_layer_is_to_blame_and_not_those_before_it() -> None:
     assert "no layer after it" in found.of("1", "dead")[0].reason
 
 
+def test_a_head_of_zeros_is_no_fault_of_the_layers_before_it() -> None:
+    model = mlp()
+    nn.init.zeros_(model[5].weight)
+    assert "dead" not in {kind for _, kind in flaws(diagnose(model, *sets()))}
+
+
 def test_a_silent_corner_is_located() -> None:
     class Cropped(nn.Module):
         def __init__(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from brittle import ops
+from brittle.diagnosis.flaws.capture import weight_of
 from brittle.diagnosis.flaws.evidence import Evidence
 from brittle.diagnosis.flaws.result import SEVERITIES, Finding, Region
 from brittle.diagnosis.flaws.thresholds import from_above
@@ -32,7 +33,7 @@ def dead(about: Evidence) -> Iterator[Finding]:
         count = int(silent.sum())
         reason = f"{count} of {len(silent)} units have no say for any sample"
         if _cut_off(about, layer):
-            severity, reason = "none", "no layer after it has a say, so that none of its units can have any"
+            severity, reason = "none", "no layer after it hears it, so that none of its units can have a say"
         yield Finding(
             layer,
             "dead",
@@ -88,9 +89,10 @@ def _clusters(about: Evidence, features: Tensor) -> tuple[float, float]:
 
 
 def _cut_off(about: Evidence, layer: str) -> bool:
-    """Whether all that the layer feeds is without a say itself."""
+    """Whether nothing that the layer feeds hears it: it has no say itself, or only weights of zero."""
     fed = [other for other in about.layers if layer in about.parents(other)]
-    return bool(fed) and all(about.validation.signal[other] == 0 for other in fed)
+    deaf = (about.validation.signal[o] == 0 or not weight_of(about.modules[o]).any() for o in fed)
+    return bool(fed) and all(deaf)
 
 
 def duplicate_of(values: Tensor, threshold: float) -> list[int]:
