@@ -283,7 +283,7 @@ def test_units_that_share_a_mean_or_never_vary_are_no_duplicates() -> None:
     layer = nn.Linear(2, 5)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.5, 0.0]]))
-        layer.bias.copy_(torch.tensor([-50.0, -50.0, 3.0, 3.0, 7.0]))
+        layer.bias.copy_(torch.tensor([-50.0, -50.0, 0.1, 0.1, 7.0]))
     assert duplicate_units(layer, "", torch.randn(60, 2)).groups == ((0, 4),)  # equal up to scale and shift
 
 
@@ -346,6 +346,30 @@ def test_units_without_a_like_are_masked_and_not_merged() -> None:
         assert alone.merged == ()
     with mask(model, "0", fraction=1.0, data=x, merge=True) as everything:
         assert everything.merged == ()
+
+
+def test_a_merge_goes_by_all_batches_and_leaves_no_hook() -> None:
+    model, x = cnn(), torch.rand(40, 1, 8, 8)
+    outputs = []
+    for data in (x, [x[:7], x[7:]], (x, torch.zeros(40))):
+        with mask(model, "0", [1, 3], data=data, merge=True, threshold=0.1) as masked, torch.no_grad():
+            outputs.append(model(x))
+            assert [unit for unit, _ in masked.merged] == [1, 3]
+    torch.testing.assert_close(outputs[1], outputs[0])
+    torch.testing.assert_close(outputs[2], outputs[0])
+    assert not any(part._forward_pre_hooks for part in model.modules())
+
+
+def test_units_that_are_never_heard_do_not_hinder_a_merge() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(50, 3)
+    with torch.no_grad():
+        model[0].bias[0] = -100.0
+        for part in model[0].parameters():
+            part[3] = part[1]
+    with mask(model, "0", [3], data=x, merge=True, threshold=0.9999) as masked:
+        assert masked.merged == ((3, 1),)
+    with mask(model, "0", [0], data=x, merge=True) as masked:
+        assert masked.merged == ()
 
 
 def test_findings_choose_the_units() -> None:

@@ -165,6 +165,7 @@ def test_gradient_penalty_is_differentiated_twice_rightly() -> None:
 def test_redundancy_of_activations_is_that_of_what_duplicates_are_told_by() -> None:
     model = network()
     penalty = regularizer(redundancy_of="activations", layers={"0": {"redundancy": 1.0}})
+    nn.init.constant_(model[1].bias, 0.5)
     outputs = model[:2](X).transpose(0, 1).flatten(1)  # behind the norm, in training mode
     outputs = outputs - outputs.mean(1, keepdim=True)
     torch.testing.assert_close(penalty.on_batch(batch_of(model)), plain_redundancy(outputs))

@@ -147,6 +147,13 @@ def test_unit_variance_leaves_other_layers_and_silent_outputs_alone() -> None:
     torch.testing.assert_close(rows @ rows.T, torch.eye(3))
 
 
+def test_a_layer_that_runs_twice_is_scaled_at_its_first_run() -> None:
+    layer, (x, y) = nn.Linear(64, 64), data()
+    model = nn.Sequential(nn.Flatten(), layer, nn.Tanh(), layer)
+    retrain(model, "1", (x, y), reset="unit-variance", epochs=1, optimizer=standing_still)
+    assert layer(x.flatten(1)).std().item() == pytest.approx(1, abs=1e-4)
+
+
 def test_an_attention_is_reset_as_it_was_made() -> None:
     attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = nn.Sequential(attention, Last(), nn.Linear(8, 2))
