@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from brittle.demo import digits
 from brittle.repair import CollapseGuard, Training, adversarial_train, train
 from brittle.repair.adversarial import METHODS
-from brittle.repair.ascent import Ascent, undisturbed
+from brittle.repair.ascent import Ascent
 from brittle.repair.early_stopping import has_collapsed
+from brittle.repair.loop import undisturbed
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn

@@ -308,6 +308,54 @@ def test_an_optimizer_decides_what_is_trained() -> None:
     assert changed == {"0.weight"}
 
 
+# ---- memory format ----
+
+
+class Layouts(nn.Module):
+    """Notes its kernel's layout at every call; may take a view of its features, which torch refuses where
+    their channels are last."""
+
+    def __init__(self, views: bool) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Conv2d(3, 4, 3)), nn.Linear(16, 3)
+        self.views = views
+        self.plain: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.plain.append(self.conv[1].weight.is_contiguous())  # type: ignore[operator]
+        features = self.conv(x)
+        return self.head(features.view(len(x), 16) if self.views else features.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "views", "plain"),
+    [
+        (None, False, [False, False]),  # a trial, then the step
+        (None, True, [False, True]),
+        (True, False, [False]),
+        (False, False, [True]),
+        (False, True, [True]),
+    ],
+)
+def test_convolutions_have_channels_last_where_the_model_takes_it(
+    wanted: bool | None, views: bool, plain: list[bool]
+) -> None:
+    model = Layouts(views)
+    weight = model.conv[1].weight
+    before = weight.detach().clone()
+    train(model, problem(), epochs=1, batch_size=50, channels_last=wanted)
+    assert model.plain == plain
+    assert model.conv[1].weight is weight
+    assert weight.is_contiguous()
+    assert 0 < (weight.detach() - before).abs().max() < 0.1
+
+
+def test_loaders_are_not_tried() -> None:
+    model = Layouts(views=True)
+    train(model, [problem()], epochs=1)
+    assert model.plain == [True]
+
+
 # ---- callbacks ----
 
 

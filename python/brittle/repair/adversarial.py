@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from brittle import _checks as check
 from brittle.data import Data
 from brittle.noise._state import stream
-from brittle.repair.ascent import NORMS, Ascent, Bounds, Loss, undisturbed
+from brittle.repair.ascent import NORMS, Ascent, Bounds, Loss
 from brittle.repair.early_stopping import CollapseGuard
-from brittle.repair.loop import derived_seed
+from brittle.repair.loop import derived_seed, undisturbed
 from brittle.repair.state import Batch, Training, TrainingOptions
 from brittle.repair.training import train
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +44,7 @@ class Ascent:
         """The adversarial points, like ``x``.
 
         Args:
-            model: see :func:`undisturbed`.
+            model: see :func:`brittle.repair.loop.undisturbed`.
             x: the clean points.
             ids: the samples' identities.
             draw: numbers the random start.
@@ -74,33 +73,3 @@ class Ascent:
         """``adv <- project(adv + step_size * d)``, in place: d is the norm's steepest unit direction."""
         step = linf_step_ if self.norm == "linf" else l2_step_
         return step(adv, grad, x, step_size, eps, self.bounds)
-
-
-@contextmanager
-def undisturbed(model: nn.Module, mode: str) -> Iterator[None]:
-    """Inside the block the parameters are frozen, so that no backward pass makes weight gradients; afterwards
-    they, the modes and the buffers are as before.
-
-    Args:
-        model: a module.
-        mode: ``"eval"`` for evaluation mode meanwhile, ``"train"`` for the modes that the modules are in.
-    """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        if mode == "eval":
-            for module, _ in modes:
-                module.training = False
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_()
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for buffer, version, value in buffers:
-                if buffer._version != version:
-                    buffer.copy_(value)

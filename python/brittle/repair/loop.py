@@ -133,13 +133,12 @@ def optimizer_and_schedule(
 
 
 @contextmanager
-def prepared(model: nn.Module, chosen: list[nn.Parameter], channels_last: bool) -> Iterator[None]:
+def prepared(model: nn.Module, chosen: list[nn.Parameter]) -> Iterator[None]:
     """Inside the block ``chosen`` alone requires gradients; afterwards each module's mode, each parameter's
-    ``requires_grad``, ``.grad`` and strides, and torch's random state are as before."""
+    ``requires_grad`` and ``.grad``, and torch's random state are as before."""
     modes = [(module, module.training) for module in model.modules()]
     held = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    images = [p for p in model.parameters() if p.dim() == 4 and p.is_contiguous()] if channels_last else []
-    device = next(iter(chosen)).device
+    device = chosen[0].device
     with ExitStack() as undo:
         undo.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         undo.enter_context(torch.inference_mode(False))
@@ -148,17 +147,87 @@ def prepared(model: nn.Module, chosen: list[nn.Parameter], channels_last: bool) 
             model.requires_grad_(False)
             for parameter in chosen:
                 parameter.requires_grad_()
-            for parameter in images:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
             yield
         finally:
             for module, training in modes:
                 module.training = training
-            for parameter in images:
-                parameter.data = parameter.data.contiguous()
             for parameter, requires_grad, grad in held:
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = grad
+
+
+@contextmanager
+def channels_last(model: nn.Module, data: Data, wanted: bool | None) -> Iterator[bool]:
+    """Inside the block the weights of two-dimensional convolutions are laid out with their channels last; or
+    not, as the value tells.
+
+    Args:
+        model: a module.
+        data: as for training.
+        wanted: None for where it is faster, on a CPU, and does no harm: code that takes a view of features
+            refuses them in another layout, so one sample of a pair of tensors is tried.
+    """
+    weights = [m._parameters.get("weight") for m in model.modules() if isinstance(m, nn.Conv2d)]
+    plain = [weight for weight in weights if weight is not None and weight.is_contiguous()]
+    tried = data[0][:1] if isinstance(data, tuple) else None
+    if wanted is None:
+        wanted = bool(plain) and tried is not None and plain[0].device.type == "cpu"
+    else:
+        tried = None
+    try:
+        if wanted:
+            for weight in plain:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        if wanted and tried is not None and not _runs(model, tried):
+            wanted = False
+            _lay_out_plainly(plain)
+        yield wanted
+    finally:
+        _lay_out_plainly(plain)
+
+
+def _lay_out_plainly(weights: list[nn.Parameter]) -> None:
+    for weight in weights:
+        weight.data = weight.data.contiguous()
+
+
+def _runs(model: nn.Module, x: Tensor) -> bool:
+    with undisturbed(model, "eval"), torch.no_grad():
+        try:
+            model(x)
+        except RuntimeError:
+            return False
+    return True
+
+
+@contextmanager
+def undisturbed(model: nn.Module, mode: str) -> Iterator[None]:
+    """Inside the block the parameters are frozen, so that no backward pass makes weight gradients; afterwards
+    they, the modes and the buffers are as before.
+
+    Args:
+        model: a module.
+        mode: ``"eval"`` for evaluation mode meanwhile, ``"train"`` for the modes that the modules are in.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        if mode == "eval":
+            for module, _ in modes:
+                module.training = False
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, version, value in buffers:
+                if buffer._version != version:
+                    buffer.copy_(value)
 
 
 def to_training_mode(model: nn.Module) -> None:

@@ -65,7 +65,7 @@ class TrainingOptions(TypedDict, total=False):
     max_grad_norm: float | None
     checkpoint: str | Path | None
     progress: bool | Tick
-    channels_last: bool | str
+    channels_last: bool | None
 
 
 class AllTrainingOptions(TrainingOptions, total=False):

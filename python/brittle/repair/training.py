@@ -55,7 +55,7 @@ def train(
     checkpoint: str | Path | None = None,
     progress: bool | Tick = False,
     replays: int = 1,
-    channels_last: bool | str = "auto",
+    channels_last: bool | None = None,
     name: str = "train",
 ) -> Training:
     """Train a model in place.
@@ -98,9 +98,9 @@ def train(
         progress: True for a progress bar on stderr (needs ``rich``), or a function that is called with the
             number of steps taken and their total, None where it is not known.
         replays: steps taken on each batch before the next.
-        channels_last: memory format of the convolutions' weights meanwhile; ``"auto"`` for models with
-            ``nn.Conv2d`` layers on the CPU, where it is faster. It changes the order of sums, and so the
-            last bits.
+        channels_last: lay out the convolutions' weights with their channels last meanwhile, which changes
+            the order of sums and so the last bits; by default where that is faster and the model takes it:
+            on a CPU, if data is a pair of tensors, of which one sample is tried.
         name: the operator to name in error messages.
 
     Returns:
@@ -133,7 +133,6 @@ def train(
         raise ValueError(f"{name}: model must be a module; got {type(model).__name__}")
     if max_grad_norm is not None and not max_grad_norm > 0:
         raise ValueError(f"{name}: max_grad_norm must be > 0; got {max_grad_norm}")
-    check.check_choice(name, "channels_last", channels_last, (True, False, "auto"))  # type: ignore[arg-type]
     if isinstance(data, Iterator) and epochs > 1:
         raise ValueError(f"{name}: data must be iterable anew for each epoch; got an iterator")
     order = loop.Order(name, data, batch_size, seed, model)
@@ -141,10 +140,11 @@ def train(
     chosen = loop.chosen_parameters(name, model, optimizer, parameters)
     listeners = list(callbacks)
     begin = time.perf_counter()
-    if channels_last == "auto":
-        images = any(isinstance(module, nn.Conv2d) for module in model.modules())
-        channels_last = images and chosen[0].device.type == "cpu"
-    with loop.prepared(model, chosen, bool(channels_last)), bar(progress, name, total) as tick:
+    with (
+        loop.prepared(model, chosen),
+        loop.channels_last(model, data, channels_last) as laid_out,
+        bar(progress, name, total) as tick,
+    ):
         made, rates = loop.optimizer_and_schedule(name, optimizer, schedule, chosen, total)
         training = Training(model, made)
         facts = {
@@ -154,7 +154,7 @@ def train(
             "replays": replays,
             "seed": seed,
             "max_grad_norm": max_grad_norm,
-            "channels_last": channels_last,
+            "channels_last": laid_out,
             "optimizer": type(made).__name__,
             "schedule": type(rates).__name__,
             "callbacks": [type(listener).__name__ for listener in listeners],
