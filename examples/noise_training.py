@@ -2,9 +2,9 @@
 
     python examples/noise_training.py --seeds 5
 
-Trains a small network on scikit-learn's 8 x 8 digits as usual, and its twin with Gaussian noise on the inputs.
-Compares their log-loss on unseen digits, and on the same digits under shifts that neither has seen, all at
-severity 3 of 5: other kinds of noise, blur, brightness and contrast. Takes half a minute a seed.
+Trains a small network on scikit-learn's 8 x 8 digits as usual, and its twin with Gaussian noise on the
+inputs. Compares their log-loss on unseen digits, and on the same digits under shifts that neither has seen,
+all at severity 3 of 5: other kinds of noise, blur, brightness and contrast. Takes half a minute a seed.
 """
 
 from __future__ import annotations

@@ -362,6 +362,19 @@ def test_a_run_taken_up_again_ends_in_the_same_bits(tmp_path: Path, method: str)
         assert torch.equal(again.model.state_dict()[name], tensor)
 
 
+def test_a_checkpoint_of_other_arguments_is_refused(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"eps": EPS, "steps": 1, "epochs": 2, "checkpoint": tmp_path / "run"}
+    adversarial_train(network(), problem(), **options)
+    for name, value in {"eps": 0.1, "steps": 2, "norm": "l2", "method": "trades", "mode": "train"}.items():
+        model = network(1)
+        before = weights(model)
+        with pytest.raises(
+            ValueError, match="adversarial_train: checkpoint must be of a run with the same arg"
+        ):
+            adversarial_train(model, problem(), **{**options, name: value})
+        assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
 # ---- collapse ----
 
 

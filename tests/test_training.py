@@ -505,8 +505,8 @@ def test_a_stopped_run_stays_stopped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value", "text"),
-    [("epochs", 5, "epochs = 4, and this run 5"), ("seed", 3, "seed = 0"), ("batch_size", 8, "batch_size"),
-     ("parameters", ["5"], "parameters"), ("optimizer", sgd(0.1), "Adam, and this run SGD")],
+    [("epochs", 5, "epochs=4, this run epochs=5"), ("seed", 3, "seed=0"), ("batch_size", 8, "batch_size"),
+     ("parameters", ["5"], "parameters"), ("optimizer", sgd(0.1), "Adam, this run optimizer=SGD")],
 )  # fmt: skip
 def test_a_checkpoint_of_other_arguments_is_refused(
     tmp_path: Path, option: str, value: Any, text: str

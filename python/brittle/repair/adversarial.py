@@ -13,6 +13,7 @@ from brittle import _checks as check
 from brittle.data import Data
 from brittle.noise._state import stream
 from brittle.repair.ascent import NORMS, Ascent, Bounds, Loss
+from brittle.repair.checkpoints import Arguments
 from brittle.repair.early_stopping import CollapseGuard
 from brittle.repair.loop import derived_seed, undisturbed
 from brittle.repair.state import Batch, Training, TrainingOptions
@@ -139,7 +140,9 @@ def adversarial_train(
     growing = round(ramp * epochs) + 1
     radii = [(eps * share, length * share) for share in (min(1.0, (e + 1) / growing) for e in range(epochs))]
     step = {"free": _Free, "trades": _Trades}.get(method, _Standard)(ascent, radii, mode, beta)
-    listeners: list[Any] = [step]
+    settings = {"method": method, "norm": norm, "steps": steps, "random_start": random_start, "radii": radii}
+    arguments = Arguments(_NAME, **settings, beta=beta, mode=mode, bounds=tuple(bounds))
+    listeners: list[Any] = [arguments, step]
     if held_out is not None:
         listeners.append(CollapseGuard(held_out, eps, norm, bounds, seed, _NAME))
     return train(

@@ -63,6 +63,37 @@ def read(op: str, path: Path) -> dict[str, Any]:
         raise ValueError(f"{op}: checkpoint must be an undamaged file; {path}: {error}") from None
 
 
+class Arguments:
+    """A callback without events: a run's checkpoint is refused by a run with other arguments.
+
+    Args:
+        op: the operator to name in error messages.
+        arguments: plain data.
+
+    Example:
+        >>> from brittle.repair.checkpoints import Arguments
+        >>> Arguments("op", n=5).load_state_dict({"n": 4})
+        Traceback (most recent call last):
+        ValueError: op: checkpoint must be of a run with the same arguments; it has n=4, this run n=5
+    """
+
+    def __init__(self, op: str, **arguments: Any) -> None:
+        self.op, self.arguments = op, arguments
+
+    def state_dict(self) -> dict[str, Any]:
+        """The arguments."""
+        return self.arguments
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raise ValueError unless they are the same."""
+        for name, value in self.arguments.items():
+            if name not in state or state[name] != value:
+                raise ValueError(
+                    f"{self.op}: checkpoint must be of a run with the same arguments; it has "
+                    f"{name}={state.get(name)}, this run {name}={value}"
+                )
+
+
 def _flat(op: str, name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     """JSON for ``value``, the tensors in it moved to ``tensors``."""
     if isinstance(value, Tensor):

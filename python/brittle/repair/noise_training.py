@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from brittle.data import Data
 from brittle.noise import NoiseInjection, inject
+from brittle.repair.checkpoints import Arguments
 from brittle.repair.loop import derived_seed
 from brittle.repair.state import Batch, Step, Training, TrainingOptions
 from brittle.repair.training import cross_entropy, train
@@ -97,6 +98,7 @@ def noise_train(
         for layer, injection in injections.items():
             if layer is not None:
                 hooks.enter_context(inject(model, layer, injection))
+        arguments = Arguments(_NAME, kind=kind, scale=scale, layers=named, bounds=bounds and tuple(bounds))
         return train(
             model,
             data,
@@ -104,7 +106,7 @@ def noise_train(
             epochs=epochs,
             validation=validation,
             seed=seed,
-            callbacks=[*injections.values(), *callbacks],
+            callbacks=[arguments, *injections.values(), *callbacks],
             name=_NAME,
             **options,
         )

@@ -147,22 +147,21 @@ def train(
     ):
         made, rates = loop.optimizer_and_schedule(name, optimizer, schedule, chosen, total)
         training = Training(model, made)
-        facts = {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "batches": order.count,
-            "replays": replays,
-            "seed": seed,
-            "max_grad_norm": max_grad_norm,
-            "channels_last": laid_out,
-            "optimizer": type(made).__name__,
-            "schedule": type(rates).__name__,
-            "callbacks": [type(listener).__name__ for listener in listeners],
-            "parameters": {n: list(p.shape) for n, p in model.named_parameters() if p.requires_grad},
-        }
-        saved = _Saved(
-            name, None if checkpoint is None else Path(checkpoint), facts, training, rates, listeners
+        arguments = checkpoints.Arguments(
+            name,
+            epochs=epochs,
+            batch_size=batch_size,
+            batches=order.count,
+            replays=replays,
+            seed=seed,
+            max_grad_norm=max_grad_norm,
+            channels_last=laid_out,
+            optimizer=type(made).__name__,
+            schedule=type(rates).__name__,
+            callbacks=[type(listener).__name__ for listener in listeners],
+            parameters={n: list(p.shape) for n, p in model.named_parameters() if p.requires_grad},
         )
+        saved = _Saved(name, checkpoint, training, [arguments, *listeners], rates)
         ended = saved.load()
 
         def after_step() -> None:
@@ -204,17 +203,20 @@ def _call(listeners: list[Any], event: str, training: Training) -> None:
 class _Saved:
     """A run's checkpoint: everything that its next epoch depends on."""
 
+    counts = ("epochs", "steps", "history", "stopped")
+
     def __init__(
         self,
         op: str,
-        path: Path | None,
-        facts: dict[str, Any],
+        path: str | Path | None,
         training: Training,
-        schedule: Schedule | None,
         listeners: list[Any],
+        schedule: Schedule | None,
     ) -> None:
-        self.op, self.path, self.facts, self.training = op, path, facts, training
-        parts = [training.model, training.optimizer, schedule, *listeners]
+        self.op, self.path, self.training = op, None if path is None else Path(path), training
+        # Arguments first: where they differ, nothing is to be loaded.
+        listeners = sorted(listeners, key=lambda listener: not isinstance(listener, checkpoints.Arguments))
+        parts = [*listeners, training.model, training.optimizer, schedule]
         self.parts = [part for part in parts if hasattr(part, "state_dict")]
 
     def load(self) -> bool:
@@ -222,15 +224,10 @@ class _Saved:
         if self.path is None or not self.path.exists():
             return False
         state = checkpoints.read(self.op, self.path)
-        for name, value in self.facts.items():
-            if state["arguments"][name] != value:
-                raise ValueError(
-                    f"{self.op}: checkpoint must be of a run with the same arguments; {self.path} has "
-                    f"{name} = {state['arguments'][name]}, and this run {value}"
-                )
-        for part, own in zip(self.parts, state["parts"], strict=True):
+        # The first part tells whether the others are of the same kinds.
+        for part, own in zip(self.parts, state["parts"], strict=False):
             part.load_state_dict(own)
-        for name in ("epochs", "steps", "history", "stopped"):
+        for name in self.counts:
             setattr(self.training, name, state[name])
         # The file keeps no strides, and sums and products of other strides may round otherwise.
         for parameter, kept in self.training.optimizer.state.items():
@@ -244,7 +241,6 @@ class _Saved:
         """The state as it is now."""
         if self.path is None:
             return
-        counts = {name: getattr(self.training, name) for name in ("epochs", "steps", "history", "stopped")}
+        counts = {name: getattr(self.training, name) for name in self.counts}
         parts = [part.state_dict() for part in self.parts]
-        state = {"arguments": self.facts, "ended": ended, "parts": parts, **counts}
-        checkpoints.write(self.op, self.path, state)
+        checkpoints.write(self.op, self.path, {"ended": ended, "parts": parts, **counts})
