@@ -71,6 +71,12 @@ class TestSuggest:
         flaws = [(layer, "unformed", "severe") for layer in ("conv1", "conv2", "fc2")]
         assert [found.layers for found in suggest(diagnosed(*flaws))] == [("conv1", "conv2"), ("fc2",)]
 
+    def test_a_run_reaches_to_either_side_of_its_worst_layer(self) -> None:
+        flaws = [("conv1", "overfit", "mild"), ("conv2", "overfit", "severe"), ("conv3", "overfit", "mild")]
+        [found] = suggest(diagnosed(*flaws))
+        assert found.layers == ("conv1", "conv2", "conv3")
+        assert [f.layer for f in found.findings] == ["conv2", "conv1", "conv3"]
+
     def test_copies_are_each_layers_own(self) -> None:
         flaws = [(layer, "redundant", "mild") for layer in ("conv1", "conv2")]
         assert [found.layers for found in suggest(diagnosed(*flaws))] == [("conv1",), ("conv2",)]
