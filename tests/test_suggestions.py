@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
+import brittle
 import pytest
 import torch
 from brittle.diagnosis.flaws.result import KINDS, SEVERITIES, Diagnosis, Finding
@@ -132,3 +134,91 @@ class TestSuggest:
     def test_an_unknown_action_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"^Suggestion.apply: action must be one of .*; got 'pray'"):
             Suggestion("pray", (), ()).apply(nn.Linear(2, 2), (torch.rand(4, 2), torch.zeros(4).long()))
+
+
+def standstill(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.0)
+
+
+class TestApply:
+    """Actions on a network whose first layer's units 4 to 7 repeat 0 to 3, and whose second has dead ones."""
+
+    @pytest.fixture
+    def model(self) -> nn.Sequential:
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3))
+        with torch.no_grad():
+            model[0].weight[4:], model[0].bias[4:] = 2 * model[0].weight[:4], 2 * model[0].bias[:4]
+            model[2].bias[:2], model[2].bias[2:] = -1e3, 1.0
+        return model
+
+    @pytest.fixture
+    def data(self) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.rand(90, 6)
+        return x, (3 * x[:, 0]).long()
+
+    COPIES = Finding("0", "redundant", "severe", {}, (4, 5, 6, 7))
+    DEAD = Finding("2", "dead", "mild", {}, (0, 1))
+
+    @pytest.mark.parametrize("action", ["merge", "recycle"])
+    def test_units_start_anew_without_a_change(self, model: nn.Sequential, data: Any, action: str) -> None:
+        x, before = data[0], copy.deepcopy(model)
+        finding = self.COPIES if action == "merge" else self.DEAD
+        [suggestion] = suggest(Diagnosis(("0", "2", "4"), ("",) * 3, {}, (finding,), {}, {}))
+        assert suggestion.action == action
+        suggestion.apply(model, data, epochs=1, optimizer=standstill)
+        assert torch.allclose(model(x), before(x), atol=1e-5)
+        layer = int(finding.layer)
+        units = list(finding.channels)
+        assert (model[layer].weight[units] != before[layer].weight[units]).all()
+        assert (model[layer + 2].weight[:, units] == 0).all()
+        assert not nn.utils.parametrize.is_parametrized(model[layer])
+        suggestion.apply(model, data, epochs=1)
+        assert (model[layer + 2].weight[:, units] != 0).any()
+
+    def test_only_the_layer_and_its_reader_are_trained(self, model: nn.Sequential, data: Any) -> None:
+        before = copy.deepcopy(model)
+        suggestion = Suggestion("recycle", ("0",), (), {"units": {"0": (1,)}})
+        suggestion.apply(model, data, epochs=2, batch_size=30)
+        same = [torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)]
+        assert same == [False, False, False, False, True, True]
+
+    def test_retraining_leaves_the_others(self, model: nn.Sequential, data: Any) -> None:
+        before = copy.deepcopy(model)
+        Suggestion("retrain", ("4",), (), {"reset": "default", "l2": 0.1}).apply(model, data, epochs=1)
+        same = [torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)]
+        assert same == [True] * 4 + [False] * 2
+
+    def test_a_restart_gives_new_weights_to_the_layer_and_time_to_all(
+        self, model: nn.Sequential, data: Any
+    ) -> None:
+        before = copy.deepcopy(model)
+        start = {"reset": "unit-variance", "longer": 3}
+        training = Suggestion("restart", ("2",), (), start).apply(
+            model, data, epochs=2, optimizer=standstill, batch_size=90
+        )
+        assert training.epochs == 6
+        same = [torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)]
+        assert same == [True, True, False, False, True, True]
+        assert model[:3](data[0]).std().item() == pytest.approx(1.0, abs=0.01)
+
+    def test_the_penalty_drives_units_apart(self, model: nn.Sequential, data: Any) -> None:
+        def likeness() -> float:
+            rows = brittle.ops.pairwise_cosine(model[0](data[0]).T.detach().contiguous())
+            return float((rows - torch.eye(8)).abs().mean())
+
+        before = likeness()
+        Suggestion("decorrelate", ("0",), (), {"redundancy": 10.0}).apply(
+            model, data, epochs=20, batch_size=30
+        )
+        assert likeness() < before - 0.05
+
+    @pytest.mark.parametrize("batched", [False, True])
+    def test_adversarial_training_has_the_radius(
+        self, model: nn.Sequential, data: Any, batched: bool
+    ) -> None:
+        batches = [(data[0][k : k + 30], data[1][k : k + 30]) for k in range(0, 90, 30)]
+        training = Suggestion("adversarial_train", (), ()).apply(
+            model, batches if batched else data, eps=0.125, epochs=3
+        )
+        assert training.history[-1]["eps"] == 0.125
+        assert ("robust_accuracy" in training.history[-1]) is not batched  # of a pair, a part is held out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,25 +10,8 @@ from torch import nn
 
 from brittle.data import Data
 from brittle.diagnosis.flaws.result import SEVERITIES, Diagnosis, Finding
-from brittle.repair.adversarial import adversarial_train
-from brittle.repair.duplicates import duplicate_units
-from brittle.repair.masking import mask
-from brittle.repair.recycling import recycle
-from brittle.repair.regularization import regularizer
-from brittle.repair.retraining import reinitialize, retrain
+from brittle.repair.actions import ACTIONS, perform
 from brittle.repair.state import Training
-from brittle.repair.structure import norm_after, reader_of
-from brittle.repair.training import train
-
-#: What a suggestion may do, and what it is called in a table.
-ACTIONS: Mapping[str, str] = {
-    "recycle": "start the dead units anew and train them",
-    "merge": "merge the units that repeat each other, start the freed ones anew and train them",
-    "decorrelate": "train with a penalty on units that repeat each other",
-    "retrain": "train the layers, from new weights where their old ones do harm",
-    "restart": "give the layers new weights that pass the variance on, and train the network",
-    "adversarial_train": "train on adversarial samples",
-}
 
 # Of flaws that are equally severe in one layer, the likelier cause first.
 _CAUSES = ("dead", "exploding", "vanishing", "unformed", "overfit", "broken-link", "redundant")
@@ -45,7 +28,7 @@ class Suggestion:
     """One repair, and the findings that it is for.
 
     Attributes:
-        action: one of :data:`ACTIONS`.
+        action: one of :data:`brittle.repair.actions.ACTIONS`.
         layers: the names of the layers that it changes; empty for all.
         findings: what it is to mend: the cause first, then what is likely to follow from it.
         arguments: of the action.
@@ -88,7 +71,7 @@ class Suggestion:
                 f"Suggestion.apply: action must be one of {', '.join(map(repr, ACTIONS))}; "
                 f"got {self.action!r}"
             )
-        return _DO[self.action](self, model, data, {"eps": eps, "bounds": bounds}, training)
+        return perform(self, model, data, {"eps": eps, "bounds": bounds}, training)
 
     def title(self) -> str:
         """What to do and where, in a few words."""
@@ -231,85 +214,6 @@ def _suggestion(
         return made("merge", why, redundancy=_REDUNDANCY)
     why = "The units share few directions without being copies; a penalty drives them apart."
     return made("decorrelate", why, redundancy=_REDUNDANCY)
-
-
-Options = Mapping[str, Any]
-
-
-def _recycle(it: Suggestion, model: nn.Module, data: Data, attack: Options, training: Options) -> Training:
-    """Dead units give nothing, so new ones take nothing away, whatever the others are."""
-    for layer, units in it.arguments["units"].items():
-        if units and isinstance(model.get_submodule(layer), (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            recycle(model, layer, units, seed=training.get("seed", 0))
-        else:
-            _anew(model, (layer,), data, "unit-variance", training)
-    return train(model, data, parameters=_with_readers(model, it.layers), **training)
-
-
-def _anew(model: nn.Module, layers: Sequence[str], data: Data, reset: str, training: Options) -> None:
-    names = ("batch_size", "seed")
-    reinitialize(model, layers, data, reset, **{k: training[k] for k in names if k in training}, name="mend")
-
-
-def _merge(it: Suggestion, model: nn.Module, data: Data, attack: Options, training: Options) -> Training:
-    seed = training.get("seed", 0)
-    for layer in it.layers:
-        repeated = duplicate_units(model, layer, data)
-        if repeated.channels and reader_of(model, layer) is not None:
-            mask(model, layer, found=repeated, data=data, merge=True).bake()
-            recycle(model, layer, repeated.channels, seed=seed)
-    return _decorrelate(it, model, data, attack, training)
-
-
-def _decorrelate(
-    it: Suggestion, model: nn.Module, data: Data, attack: Options, training: Options
-) -> Training:
-    strength = {"redundancy": it.arguments["redundancy"]}
-    penalty = regularizer(redundancy_of="activations", layers=dict.fromkeys(it.layers, strength))
-    return train(model, data, regularizer=penalty, parameters=_with_readers(model, it.layers), **training)
-
-
-def _retrain(it: Suggestion, model: nn.Module, data: Data, attack: Options, training: Options) -> Training:
-    arguments = dict(it.arguments)
-    strength = arguments.pop("l2", None)
-    if strength is not None:
-        arguments["regularizer"] = regularizer(l2=strength)
-    return retrain(model, it.layers, data, **{**training, **arguments})
-
-
-def _restart(it: Suggestion, model: nn.Module, data: Data, attack: Options, training: Options) -> Training:
-    """New weights in the midst of old ones: all of them have to find to each other."""
-    arguments = dict(it.arguments)
-    _anew(model, it.layers, data, arguments.pop("reset"), training)
-    arguments["epochs"] = arguments.pop("longer", 1) * training.get("epochs", 10)
-    return train(model, data, **{**training, **arguments})
-
-
-def _harden(it: Suggestion, model: nn.Module, data: Data, attack: Options, training: Options) -> Training:
-    # A part of a pair can be held out; of other data nothing is.
-    held_out = {} if isinstance(data, tuple) else {"validation": None}
-    return adversarial_train(model, data, **{**attack, **held_out, **it.arguments, **training})
-
-
-_DO: Mapping[str, Callable[[Suggestion, nn.Module, Data, Options, Options], Training]] = {
-    "recycle": _recycle,
-    "merge": _merge,
-    "decorrelate": _decorrelate,
-    "retrain": _retrain,
-    "restart": _restart,
-    "adversarial_train": _harden,
-}
-
-
-def _with_readers(model: nn.Module, layers: Sequence[str]) -> list[str] | None:
-    """The layers with their norms and the layers that read them; None, for all, where those are unknown."""
-    found = list(layers)
-    for layer in layers:
-        reader, norm = reader_of(model, layer), norm_after(model, layer)
-        if reader is None:
-            return None
-        found += [reader.name] + ([norm] if norm else [])
-    return list(dict.fromkeys(found))
 
 
 def _short(value: Any) -> Any:
