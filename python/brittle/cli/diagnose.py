@@ -13,7 +13,7 @@ from brittle.cli import options as shared
 from brittle.cli import values
 from brittle.cli.config import options_from_file
 from brittle.cli.exits import MISSED, exit_codes, need
-from brittle.cli.flawed import FAIL_HELP, UNTRAINED_HELP, WEIGHTS_HELP, Flawed, check_severity
+from brittle.cli.flawed import FAIL_HELP, PLACES, Flawed, Untrained, UntrainedWeights, check_severity
 
 if TYPE_CHECKING:
     from brittle.diagnosis import Diagnosis
@@ -23,15 +23,17 @@ _WHAT, _RUN = "What to look at", "Run"
 
 def diagnose(
     model: shared.Model,
-    data: shared.Data,
+    data: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=PLACE",
+            help="What it was trained on, train=PLACE, and what it was not, validation=PLACE: " + PLACES,
+            rich_help_panel="Data",
+        ),
+    ],
     weights: shared.Weights = None,
-    untrained: Annotated[
-        str | None,
-        typer.Option(metavar="FILE.py:FUNCTION", help=UNTRAINED_HELP, rich_help_panel="Model"),
-    ] = None,
-    untrained_weights: Annotated[
-        Path | None, typer.Option(help=WEIGHTS_HELP, rich_help_panel="Model")
-    ] = None,
+    untrained: Untrained = None,
+    untrained_weights: UntrainedWeights = None,
     trust_checkpoint: shared.TrustCheckpoint = False,
     device: shared.Device = "auto",
     mean: shared.Mean = None,

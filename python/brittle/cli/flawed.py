@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,11 +22,24 @@ if TYPE_CHECKING:
     from brittle.sources.batches import Batches
 
 SEVERITIES = ("mild", "severe")
-UNTRAINED_HELP = (
-    "Builds the model as it was before training; by default --model without --weights, where those are given."
-)
-WEIGHTS_HELP = "The weights of the model before training, for --untrained or --model."
+PLACES = "each a folder of class folders of images or an .npz file with x and y; or 'digits' alone."
 FAIL_HELP = "Exit code 1 where a flaw is as severe as that, or more."
+
+Untrained = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.py:FUNCTION",
+        help="Builds the model as it was before training; by default --model without --weights, where those "
+        "are given.",
+        rich_help_panel="Model",
+    ),
+]
+UntrainedWeights = Annotated[
+    Path | None,
+    typer.Option(
+        help="The weights of the model before training, for --untrained or --model.", rich_help_panel="Model"
+    ),
+]
 
 
 @dataclass(frozen=True)

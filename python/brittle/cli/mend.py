@@ -13,7 +13,7 @@ from brittle.cli import values
 from brittle.cli.config import options_from_file
 from brittle.cli.diagnose import fails
 from brittle.cli.exits import MISSED, exit_codes, need
-from brittle.cli.flawed import FAIL_HELP, UNTRAINED_HELP, WEIGHTS_HELP, Flawed, check_severity
+from brittle.cli.flawed import FAIL_HELP, PLACES, Flawed, Untrained, UntrainedWeights, check_severity
 from brittle.cli.progress import progress_on_stderr
 
 if TYPE_CHECKING:
@@ -24,15 +24,18 @@ _WHAT, _RUN = "Repairs", "Run"
 
 def mend(
     model: shared.Model,
-    data: shared.Data,
+    data: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=PLACE",
+            help="To train on, train=PLACE; to choose by, validation=PLACE; to compare on, test=PLACE: "
+            + PLACES,
+            rich_help_panel="Data",
+        ),
+    ],
     weights: shared.Weights = None,
-    untrained: Annotated[
-        str | None,
-        typer.Option(metavar="FILE.py:FUNCTION", help=UNTRAINED_HELP, rich_help_panel="Model"),
-    ] = None,
-    untrained_weights: Annotated[
-        Path | None, typer.Option(help=WEIGHTS_HELP, rich_help_panel="Model")
-    ] = None,
+    untrained: Untrained = None,
+    untrained_weights: UntrainedWeights = None,
     trust_checkpoint: shared.TrustCheckpoint = False,
     device: shared.Device = "auto",
     mean: shared.Mean = None,
