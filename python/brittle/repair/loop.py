@@ -211,19 +211,19 @@ def undisturbed(model: nn.Module, mode: str) -> Iterator[None]:
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
-    modes = [(module, module.training) for module in model.modules()]
+    in_training = [module for module in model.modules() if module.training] if mode == "eval" else []
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
-        if mode == "eval":
-            for module, _ in modes:
-                module.training = False
+        for module in in_training:
+            # nn.Module's own __setattr__ looks for parameters first: 2 % of FGSM training on a small network.
+            object.__setattr__(module, "training", False)
         yield
     finally:
         for parameter in trained:
             parameter.requires_grad_()
-        for module, training in modes:
-            module.training = training
+        for module in in_training:
+            object.__setattr__(module, "training", True)
         with torch.no_grad():
             for buffer, version, value in buffers:
                 if buffer._version != version:
