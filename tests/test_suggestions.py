@@ -101,9 +101,13 @@ class TestSuggest:
         assert len(suggest(diagnosed(*flaws))) == 2
 
     def test_gradients_of_most_layers_are_the_whole_networks(self) -> None:
-        flaws = [(layer, "vanishing", "severe") for layer in LAYERS[:3]]
+        flaws = [(layer, "vanishing", "severe") for layer in LAYERS[:2]]
+        flaws += [(layer, "redundant", "severe") for layer in LAYERS]  # nothing is learned, so all is alike
+        assert suggest(diagnosed(*flaws))[0].layers == LAYERS[:2]
+        flaws.append((LAYERS[2], "vanishing", "mild"))
         [found] = suggest(diagnosed(*flaws))
         assert found.layers == LAYERS
+        assert len(found.findings) == 8
         assert found.arguments["longer"] > 1
         assert "architecture is at fault" in found.why
 

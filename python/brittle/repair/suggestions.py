@@ -15,6 +15,7 @@ from brittle.repair.state import Training
 
 # Of flaws that are equally severe in one layer, the likelier cause first.
 _CAUSES = ("dead", "exploding", "vanishing", "unformed", "overfit", "broken-link", "redundant")
+_GRADIENTS = ("exploding", "vanishing")
 # Of a network's layers: where more are to start anew, all do.
 _MOSTLY = 0.5
 _L2, _REDUNDANCY, _MAX_GRAD_NORM = 5e-4, 0.1, 1.0
@@ -147,19 +148,27 @@ def _weight(finding: Finding) -> int:
 
 
 def _run(lead: Finding, flaws: Sequence[Finding], order: Sequence[str]) -> tuple[str, ...]:
-    """The layer, and its neighbours that the same flaw is the worst of too; copies are each layer's own."""
+    """The layer, and its neighbours that the same flaw is the worst of too.
+
+    Gradients fade or grow over many layers, so any flaw of their kind counts; where most layers have it, all
+    are meant. Copies are each layer's own.
+    """
     if lead.kind == "redundant":
         return (lead.layer,)
 
-    def led(layer: str) -> bool:
+    def joins(layer: str) -> bool:
         own = [f for f in flaws if f.layer == layer]
+        if lead.kind in _GRADIENTS:
+            return any(f.kind == lead.kind for f in own)
         return bool(own) and max(own, key=lambda f: (_weight(f), -_CAUSES.index(f.kind))).kind == lead.kind
 
     first = last = order.index(lead.layer)
-    while first > 0 and led(order[first - 1]):
+    while first > 0 and joins(order[first - 1]):
         first -= 1
-    while last + 1 < len(order) and led(order[last + 1]):
+    while last + 1 < len(order) and joins(order[last + 1]):
         last += 1
+    if lead.kind in _GRADIENTS and last + 1 - first > _MOSTLY * len(order):
+        return tuple(order)
     return tuple(order[first : last + 1])
 
 
@@ -172,7 +181,7 @@ def _taken(
     if lead.kind == "redundant":
         # Merging copies trains little else.
         joined = []
-    if lead.severity == "severe" and lead.kind in ("dead", "vanishing", "exploding"):
+    if lead.severity == "severe" and lead.kind in ("dead", *_GRADIENTS):
         before = order[: order.index(layers[0])]
         joined += [f for f in flaws if f.layer in before and f.kind in ("vanishing", "unformed")]
     return (lead, *(f for f in like + joined if f is not lead))
@@ -184,7 +193,7 @@ def _suggestion(
     def made(action: str, why: str, **arguments: Any) -> Suggestion:
         return Suggestion(action, layers, findings, arguments, why)
 
-    if lead.kind in ("vanishing", "exploding"):
+    if lead.kind in _GRADIENTS:
         word = "fade" if lead.kind == "vanishing" else "grow"
         why = (
             f"Gradients {word} from layer to layer; weights that pass the variance on start evenly. If it "
@@ -192,9 +201,9 @@ def _suggestion(
             "activation."
         )
         start: dict[str, Any] = {"reset": "unit-variance", "max_grad_norm": _MAX_GRAD_NORM}
-        if len(layers) > _MOSTLY * len(order):
+        if len(layers) == len(order) > 1:
             # Nothing is left to build on: this is training from the beginning.
-            return Suggestion("restart", tuple(order), findings, {**start, "longer": _LONGER}, why)
+            start["longer"] = _LONGER
         return made("restart", why, **start)
     if lead.kind == "dead":
         why = "These units have no say for any sample, so no gradient reaches them."

@@ -58,9 +58,10 @@ PANELS: tuple[LayerPanel, ...] = (
         limits=(0, 1),
     ),
     LayerPanel(
-        "cosine with clean features",
-        {"cosine under attack": "attack", "cosine under noise": "noise"},
-        note="Of a sample's features before and after a small change of the input.",
+        "features moved",
+        {"moved by attack": "attack", "moved by noise": "noise"},
+        log=True,
+        note="By a small change of the input, over the features' spread.",
     ),
 )
 
