@@ -203,6 +203,7 @@ class TestMend:
         found = mend(model, TRAIN, VALIDATION, suggestions=(), **OPTIONS)
         assert found.steps == ()
         assert same(found.model, model)
+        assert found.model is not model
         assert found.table().startswith("No flaws found")
 
     @pytest.mark.parametrize(
