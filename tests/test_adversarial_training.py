@@ -547,3 +547,45 @@ def test_it_makes_a_network_robust(some_digits: tuple[Data, Data]) -> None:
     assert before.robust_accuracy < 0.2
     assert after.robust_accuracy > 0.4
     assert after.clean_accuracy > 0.9
+
+
+# ---- the attack's precision ----
+
+
+@pytest.mark.parametrize("method", ["pgd", "fgsm", "trades"])
+def test_an_attack_in_bfloat16_is_one_under_autocast_and_training_stays_as_it_is(method: str) -> None:
+    x, y = problem()
+    seen: list[torch.dtype] = []
+    model = network()
+    hook = model.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    with hook:
+        training = adversarial_train(
+            model, (x, y), eps=EPS, method=method, epochs=1, ramp=0, optimizer=sgd, validation=None,
+            precision="bfloat16", batch_size=len(x),
+        )  # fmt: skip
+    assert set(seen) == {torch.bfloat16, torch.float32}
+    assert seen[-1] == torch.float32
+    assert all(part.dtype == torch.float32 for part in training.model.parameters())
+
+
+def test_a_step_in_bfloat16_is_the_sign_of_that_gradient() -> None:
+    x, y = problem()
+    model = network().eval().requires_grad_(False)
+    ascent = Ascent("linf", 1, False, (-9.0, 9.0), 0, half=True)
+    adv = ascent(
+        model, x, torch.arange(len(x)), 0, lambda z: F.cross_entropy(z, y, reduction="sum"), 0.2, 0.2
+    )
+    leaf = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(leaf)
+    assert logits.dtype == torch.bfloat16
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits.float(), y, reduction="sum"), leaf)
+    assert adv.dtype == torch.float32
+    torch.testing.assert_close(adv, x + 0.2 * gradient.sign())
+
+
+def test_free_has_no_passes_of_the_attack_alone() -> None:
+    with pytest.raises(ValueError, match="precision must be 'float32' for method 'free'"):
+        adversarial_train(network(), problem(), eps=EPS, method="free", precision="bfloat16")
+    with pytest.raises(ValueError, match="precision must be"):
+        adversarial_train(network(), problem(), eps=EPS, precision="float8")

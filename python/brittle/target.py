@@ -112,7 +112,7 @@ class Target:
         module = model if isinstance(model, nn.Module) else None
         convolutional = module is not None and any(isinstance(m, nn.Conv2d) for m in module.modules())
         self.channels_last = convolutional if channels_last == "auto" else bool(channels_last)
-        self._half = module is not None and _in_bfloat16(precision, module, self.device)
+        self._half = module is not None and in_bfloat16(precision, module, self.device)
         self._fold = fold_batchnorm
         self._compile = compile
         self._search: Model | None = None
@@ -345,7 +345,8 @@ def _statistics(name: str, mean: Any, std: Any) -> tuple[Tensor | None, Tensor |
     return mean, std
 
 
-def _in_bfloat16(precision: str, model: nn.Module, device: torch.device | None) -> bool:
+def in_bfloat16(precision: str, model: nn.Module, device: torch.device | None) -> bool:
+    """Whether a search of this precision, one of :data:`PRECISIONS`, is made in bfloat16."""
     if precision != "auto":
         return precision == "bfloat16"
     if not all(p.dtype == torch.float32 for p in model.parameters()) or device is None:

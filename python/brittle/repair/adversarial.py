@@ -18,6 +18,7 @@ from brittle.repair.early_stopping import CollapseGuard
 from brittle.repair.loop import derived_seed, undisturbed
 from brittle.repair.state import Batch, Training, TrainingOptions
 from brittle.repair.training import train
+from brittle.target import PRECISIONS, in_bfloat16
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -42,6 +43,7 @@ def adversarial_train(
     beta: float = 6.0,
     replays: int = 4,
     mode: str = "eval",
+    precision: str = "float32",
     bounds: Bounds = (0.0, 1.0),
     validation: Data | float | None = 0.1,
     epochs: int = 40,
@@ -85,6 +87,9 @@ def adversarial_train(
         replays: of ``"free"``: steps on a batch before the next. An epoch takes so many times as long.
         mode: the modules' while they are attacked: ``"eval"``, or ``"train"`` for batch-norm's own batch
             statistics and dropout.
+        precision: of the attack's passes: ``"float32"`` is the model's own; ``"bfloat16"`` runs its layers in
+            that, ``"auto"`` where the device multiplies it natively and the model is float32. The optimizer's
+            own pass is always the model's. Not for ``"free"``, which has no others.
         bounds: the smallest and the largest value of the samples.
         validation: held-out data; or the share of ``data``, a pair of tensors, to hold out; or None, for no
             look and no early stopping.
@@ -119,6 +124,7 @@ def adversarial_train(
     check.check_choice(_NAME, "method", method, METHODS)
     check.check_choice(_NAME, "norm", norm, NORMS)
     check.check_choice(_NAME, "mode", mode, MODES)
+    check.check_choice(_NAME, "precision", precision, PRECISIONS)
     check.check_scalar(_NAME, "eps", eps)
     check.check_scalar(_NAME, "beta", beta)
     check.check_count(_NAME, "epochs", epochs)
@@ -135,13 +141,16 @@ def adversarial_train(
     )
     usual = {"fgsm": 1.25, "free": 1.0}.get(method, 2.5 / steps) * eps
     length = usual if step_size is None else check.check_scalar(_NAME, "step_size", step_size)
+    if method == "free" and precision == "bfloat16":
+        raise ValueError(f"{_NAME}: precision must be 'float32' for method 'free'; got {precision!r}")
+    half = in_bfloat16(precision, model, next((p.device for p in model.parameters()), None))
     held_out, data = _held_out(data, validation, seed)
-    ascent = Ascent(norm, steps, random_start, bounds, stream(seed, b"attack"))
+    ascent = Ascent(norm, steps, random_start, bounds, stream(seed, b"attack"), half)
     growing = round(ramp * epochs) + 1
     radii = [(eps * share, length * share) for share in (min(1.0, (e + 1) / growing) for e in range(epochs))]
     step = {"free": _Free, "trades": _Trades}.get(method, _Standard)(ascent, radii, mode, beta)
     settings = {"method": method, "norm": norm, "steps": steps, "random_start": random_start, "radii": radii}
-    arguments = Arguments(_NAME, **settings, beta=beta, mode=mode, bounds=tuple(bounds))
+    arguments = Arguments(_NAME, **settings, beta=beta, mode=mode, half=half, bounds=tuple(bounds))
     listeners: list[Any] = [arguments, step]
     if held_out is not None:
         listeners.append(CollapseGuard(held_out, eps, norm, bounds, seed, _NAME))

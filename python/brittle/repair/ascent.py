@@ -30,6 +30,8 @@ class Ascent:
         random_start: start at a uniformly random point of the ball; else at the clean point.
         bounds: of the data.
         seed: of the random starts.
+        half: whether the model's layers compute in bfloat16, where torch's autocast would have them do so.
+            Steps, losses and iterates stay as they are.
     """
 
     norm: str
@@ -37,6 +39,7 @@ class Ascent:
     random_start: bool
     bounds: Bounds
     seed: int
+    half: bool = False
 
     def __call__(
         self, model: nn.Module, x: Tensor, ids: Tensor, draw: int, loss: Loss, eps: float, step_size: float
@@ -55,7 +58,9 @@ class Ascent:
         adv = self.start(x, ids, draw, eps)
         for _ in range(self.steps):
             leaf = adv.detach().requires_grad_()
-            (grad,) = torch.autograd.grad(loss(model(leaf)), leaf)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half):
+                logits = model(leaf)
+            (grad,) = torch.autograd.grad(loss(logits.to(x.dtype)), leaf)
             self.step_(adv, grad, x, step_size, eps)
         return adv
 
