@@ -1,6 +1,7 @@
 """Adversarial training: each method's steps are those of its paper, written out here in plain torch; the
 model under attack is left alone; a collapse is seen, and ends it with the best weights."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from brittle.repair import CollapseGuard, Training, adversarial_train, train
 from brittle.repair.adversarial import METHODS
 from brittle.repair.ascent import Ascent
 from brittle.repair.early_stopping import has_collapsed
+from brittle.repair.folded import FoldedCopy
 from brittle.repair.loop import undisturbed
 from hypothesis import given
 from hypothesis import strategies as st
@@ -589,3 +591,74 @@ def test_free_has_no_passes_of_the_attack_alone() -> None:
         adversarial_train(network(), problem(), eps=EPS, method="free", precision="bfloat16")
     with pytest.raises(ValueError, match="precision must be"):
         adversarial_train(network(), problem(), eps=EPS, precision="float8")
+
+
+# ---- batch-norms folded for the attack ----
+
+
+class Normed(nn.Module):
+    """Norms behind a convolution with a bias and one without, of which one has no parameters; one alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.second, self.plain = nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6, affine=False)
+        self.alone, self.head = nn.BatchNorm2d(6), nn.Linear(6 * 36, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        x = self.alone(torch.relu(self.plain(self.second(x))))
+        return self.head(x.flatten(1))
+
+
+def normed() -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Normed()
+
+
+def pictures(n: int) -> Data:
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(n) % 10
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_folded_copy_follows_the_model_through_training(last: bool) -> None:
+    model = normed()
+    x, y = pictures(32)
+    folded = FoldedCopy.of(model)
+    assert folded is not None
+    assert all(part.training for part in model.modules())
+    if last:
+        model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), 0.05)
+    for _ in range(4):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        copied: Any = folded.refreshed()
+        with torch.no_grad():
+            torch.testing.assert_close(copied(x), copy.deepcopy(model).eval()(x), rtol=1e-4, atol=1e-4)
+        assert copied.first.weight.stride() == model.first.weight.stride()
+    assert not any(part.requires_grad for part in copied.parameters())
+
+
+def test_folding_changes_the_time_and_not_the_training() -> None:
+    models = normed(), normed()
+    for model, fold in zip(models, (True, False), strict=True):
+        adversarial_train(
+            model, pictures(96), eps=0.1, steps=2, epochs=2, validation=None, optimizer=sgd,
+            fold_batchnorm=fold,
+        )  # fmt: skip
+    states = [model.state_dict() for model in models]
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=1e-3, atol=1e-3)
+
+
+def test_nothing_is_folded_where_there_is_no_norm_or_a_hook_looks_on() -> None:
+    assert FoldedCopy.of(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten())) is None
+    model = normed()
+    hook = model.norm.register_forward_hook(lambda *_: None)
+    folded: Any = FoldedCopy.of(model)
+    hook.remove()
+    assert isinstance(folded.copy.norm, nn.BatchNorm2d)
+    assert isinstance(folded.copy.plain, nn.Identity)

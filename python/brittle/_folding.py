@@ -229,6 +229,8 @@ def _fold(layer: nn.Module, norm: nn.Module) -> _Replacements:
     if not (folded.weight.isfinite().all() and folded.bias.isfinite().all()):
         return {}
     identity = nn.Identity().eval()
+    # Not as a submodule, which it is elsewhere.
+    object.__setattr__(identity, "folded_into", folded)
     dims = _DIMS_BEFORE_NORM_1D.get(type(layer))
     if dims is None:
         return {layer: folded, norm: identity}
