@@ -518,6 +518,28 @@ def test_the_model_is_left_as_it_was_and_the_result_is_the_same_bits() -> None:
     assert not any(part._forward_hooks for part in model.modules())
 
 
+def test_layers_that_begin_with_zeros_do_not_explode() -> None:
+    class Gated(nn.Module):
+        """Two residual branches that a fresh network leaves out."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(64, 24), nn.Linear(24, 10)
+            self.branches = nn.ModuleList(nn.Linear(24, 24) for _ in range(2))
+            for branch in self.branches:
+                nn.init.zeros_(branch.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.stem(x.flatten(1)))
+            for branch in self.branches:
+                x = x + torch.tanh(branch(x))
+            return self.head(x)
+
+    found = diagnose(Gated(), *sets())
+    assert "exploding" not in {kind for _, kind in flaws(found)}
+    assert math.isnan(dict(zip(found.layers, found.measures["update"], strict=True))["branches.0"])
+
+
 def test_transformers_and_loaders_are_judged() -> None:
     x, y = images(48)
     loader = [(x[:20], y[:20]), (x[:0], y[:0]), (x[20:], y[20:])]

@@ -177,7 +177,8 @@ class Pass:
             length = math.hypot(*(float(w.detach().double().norm()) for w in several))
             found = [gradients[id(w)] for w in several]
             gradient = math.hypot(*(float(g.double().norm()) for g in found if g is not None))
-            self.updates.setdefault(name, []).append(gradient / length if length else math.inf)
+            if length:  # nothing is long beside weights of zero
+                self.updates.setdefault(name, []).append(gradient / length)
 
     def listen(self, capture: Capture, logits: Tensor, leaf: Tensor) -> None:
         """How far the model's outputs depend on each unit: the gradient of their sum with random signs.
