@@ -481,6 +481,23 @@ def test_a_layer_that_loses_what_was_known_breaks_the_link() -> None:
     assert found.severity("1", "broken-link") == "none"
 
 
+def test_a_layer_that_undoes_its_predecessor_is_a_flip() -> None:
+    train, validation = sets()
+    model = nn.Sequential(nn.Flatten(), *(nn.Linear(64, 64) for _ in range(3)), nn.Linear(64, 10))
+    # The second layer lets one direction drown the others, the third takes that back.
+    direction = functional.normalize(torch.randn(64, generator=torch.Generator().manual_seed(0)), dim=0)
+    drown = torch.eye(64) + 300 * torch.outer(direction, direction)
+    with torch.no_grad():
+        for layer, weight in zip((1, 2, 3), (torch.eye(64), drown, torch.linalg.inv(drown)), strict=True):
+            model[layer].weight[:] = weight
+            model[layer].bias.zero_()
+    found = diagnose(model, train, validation)
+    (finding,) = found.of("3", "broken-link")
+    assert (finding.severity, "undoes" in finding.reason) == ("mild", True)
+    assert finding.evidence["flip"] > 0.3
+    assert found.severity("1", "broken-link") == found.severity("4", "broken-link") == "none"
+
+
 def test_a_layer_that_enlarges_what_an_attack_moves_is_fragile() -> None:
     (x, y), validation = sets()
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64, bias=False), nn.Linear(64, 10))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -109,3 +109,8 @@ class Evidence:
             known[name] = a, b
             found[name] = probe(a, self.train.y, b, self.validation.y)
         return found
+
+
+def largest(values: Iterable[float]) -> float:
+    """Of those that are no NaN; NaN if there are none."""
+    return max((value for value in values if not math.isnan(value)), default=math.nan)

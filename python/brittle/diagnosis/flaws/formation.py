@@ -43,7 +43,7 @@ def _unaided(about: Evidence) -> Iterator[Finding]:
 
 def _against_the_copy(about: Evidence) -> Iterator[Finding]:
     moved = {layer: _movement(about.modules[layer], about.initial[layer]) for layer in about.layers}
-    typical = statistics.median(moved.values())
+    typical = statistics.median([one for one in moved.values() if not math.isnan(one)] or [0.0])
     for layer in about.layers:
         movement = about.measure("movement", layer, moved[layer])
         evidence = {"movement": movement, **_features(about, layer)}

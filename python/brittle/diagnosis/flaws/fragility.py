@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from brittle.diagnosis.flaws.evidence import Evidence
+from brittle.diagnosis.flaws.evidence import Evidence, largest
 from brittle.diagnosis.flaws.result import Finding
 from brittle.diagnosis.flaws.thresholds import from_above
 
@@ -20,7 +20,7 @@ def fragile(about: Evidence) -> Iterator[Finding]:
         for kind in ("attack", "noise"):
             moved = about.validation.moved[kind]
             here = moved.get(layer, math.nan)
-            before = max(moved.get(name, math.nan) for name in about.parents(layer) or ("",))
+            before = largest(moved.get(name, math.nan) for name in about.parents(layer) or ("",))
             factor = here / before if before else math.nan
             evidence[f"moved by {kind}"] = about.measure(f"moved by {kind}", layer, here)
             evidence[f"amplification of {kind}"] = about.measure(f"amplification of {kind}", layer, factor)

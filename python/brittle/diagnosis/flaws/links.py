@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from brittle.diagnosis.flaws.evidence import Evidence
+from brittle.diagnosis.flaws.evidence import Evidence, largest
 from brittle.diagnosis.flaws.result import SEVERITIES, Finding
 from brittle.diagnosis.flaws.thresholds import from_above, from_below
 
@@ -20,10 +20,10 @@ def broken_link(about: Evidence) -> Iterator[Finding]:
     """
     for layer in about.layers:
         fed_by = about.parents(layer) or ("",)
-        similarity = max(about.similarity[layer][name] for name in fed_by)
+        similarity = largest(about.similarity[layer][name] for name in fed_by)
         about.measure("link", layer, similarity)
         earlier = [g for name in fed_by for g in (about.parents(name) or ("",) if name else ())]
-        across = max((about.similarity[layer][name] for name in earlier), default=math.nan)
+        across = largest(about.similarity[layer][name] for name in earlier)
         flip = about.measure("flip", layer, across - similarity)
         here = about.probes[layer]
         before = [one.validation for one in (about.probes[name] for name in fed_by) if one is not None]
@@ -37,6 +37,8 @@ def broken_link(about: Evidence) -> Iterator[Finding]:
             from_above(loss, about.thresholds.loss_of_reading) if lost else "none",
             key=SEVERITIES.index,
         )
+        if flip > about.thresholds.flip and severity == "none":
+            severity = "mild"
         # A random layer loses something.
         if layer in about.unformed:
             severity = "none"

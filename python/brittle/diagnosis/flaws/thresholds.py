@@ -37,7 +37,8 @@ class Thresholds:
             gradients explode.
         loss_of_reading: by so much the validation accuracy of a linear probe falls from the layers that feed
             a layer to the layer.
-        flip: by so much a layer's features are more like (CKA) those before the ones that feed it.
+        flip: a layer undoes the one that feeds it where its features are by so much more like (CKA) those
+            before that one; mild.
         similarity: linear CKA of a layer's features with those that feed it: at most so much.
         amplification: factor by which a layer enlarges the relative displacement that an attack makes.
         displacement: under attack, over the features' deviation, below which no layer is fragile.
