@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from brittle.evaluation.run.store import write_whole
+from brittle._files import write_whole
 
 FORMAT = 1
 

@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from brittle import __version__
+from brittle._files import write_whole
 from brittle.data import Data
 from brittle.evaluation.compare import compare
 from brittle.evaluation.run import fingerprint
 from brittle.evaluation.run.evaluate import evaluate
 from brittle.evaluation.run.settings import EPSILONS
-from brittle.evaluation.run.store import RunStoreError, lock, write_json, write_whole
+from brittle.evaluation.run.store import RunStoreError, lock, write_json
 from brittle.report.compare import compare_page
 from brittle.report.diagnosis import diagnosis_page
 from brittle.report.mending import mending_page

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from brittle.evaluation.run.store import write_whole
+from brittle._files import write_whole
 
 FORMAT = 1
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brittle import __version__
+from brittle._files import write_whole
 from brittle.diagnosis import near_duplicates
 from brittle.evaluation.rows import AttackRows, Duplicates, RunRows, SetRows
 from brittle.evaluation.run.answers import landscape_steps
@@ -24,7 +25,7 @@ from brittle.evaluation.run.attacked import Attacked
 from brittle.evaluation.run.preflight import SetAbout, as_json
 from brittle.evaluation.run.reading import read_rows
 from brittle.evaluation.run.settings import Settings
-from brittle.evaluation.run.store import RunStore, RunStoreError, read_run_json, write_json, write_whole
+from brittle.evaluation.run.store import RunStore, RunStoreError, read_run_json, write_json
 from brittle.evaluation.verdict import Requirement
 from brittle.evaluation.views import one_thread, summarise
 from brittle.sources import BadSample

@@ -30,6 +30,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from brittle._files import write_whole
+
 FORMAT = 1
 
 _TABLES = """
@@ -257,25 +259,6 @@ class RunStore:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there as a whole, on disk, or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(draft, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def write_json(path: Path, value: Any) -> None:
