@@ -13,6 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 CODE = """
+import time
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -48,6 +51,15 @@ def random():
 
 def elsewhere():
     return Net(lambda logits: logits + torch.zeros(3, device="meta"))
+
+def waits():
+    # In a run that has begun, stands still at a gradient while there is a file "wait", and makes one "waiting".
+    def wait(logits):
+        while logits.requires_grad and Path("wait").exists() and Path("brittle-run", "run.sqlite").exists():
+            Path("waiting").touch()
+            time.sleep(0.01)
+        return logits
+    return Net(wait)
 
 def two_classes():
     return Net(classes=2)

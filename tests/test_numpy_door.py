@@ -1,5 +1,6 @@
 """brittle.numpy on its own: no torch, the interpreter lock released, threads."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -51,17 +52,17 @@ def test_other_python_threads_run_during_a_kernel(monkeypatch: pytest.MonkeyPatc
     counter.start()
     most = 0
     try:
-        for _ in range(10):  # a busy machine may not schedule the other thread during one kernel
+        for _ in range(200):  # a busy machine may not schedule the other thread during one kernel
             begin = time.perf_counter()
             brittle.numpy.linf_start(x[None], 0.1)  # tens of milliseconds of one core
             end = time.perf_counter()
             most = max(most, sum(begin + 0.002 < t < end - 0.002 for t in ticks))
-            if most >= 3:
+            if most:
                 break
     finally:
         running.set()
         counter.join()
-    assert most >= 3, f"the other thread ran {most} times in {end - begin:.3f} s"
+    assert most, f"the other thread never ran during a kernel, the last of which took {end - begin:.3f} s"
 
 
 def test_negative_strides_and_column_order() -> None:
@@ -79,7 +80,7 @@ def test_negative_strides_and_column_order() -> None:
 
 def test_facts_are_of_this_build() -> None:
     facts = brittle.numpy.build_facts()
-    assert facts["simd_in_use"] == facts["simd_best"]
+    assert facts["simd_in_use"] == os.environ.get("BRITTLE_SIMD", facts["simd_best"])
     assert facts["torch_target"] == "2.10"
     assert facts["compiler"].split()[0] in ("GNU", "Clang")
     if facts["cuda"]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import zoo
 from brittle.attacks import MIFGSM, PGD, Attack, attack
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 STEPS = 20
@@ -84,7 +85,12 @@ class TestOneVerdict:
         model, eps = zoo.MODELS[name](), EPS[name]
         plain = attack(model, PGD(eps, steps=STEPS), digits)
         strong = attack(model, PGD(eps, steps=STEPS, loss="margin", targets=3, restarts=2), digits)
-        assert strong.robust_accuracy <= plain.robust_accuracy + 0.01
+        # Another processor trains another model, and either search may miss a sample that the other one finds:
+        # not more of them than a fair coin would give once in ten thousand times.
+        lost, gained = (
+            int((one.success & ~other.success).sum()) for one, other in ((plain, strong), (strong, plain))
+        )
+        assert binomtest(lost, max(lost + gained, 1), alternative="greater").pvalue > 1e-4
         assert int(strong.attempt.max()) == 6
 
 
