@@ -53,7 +53,7 @@ def elsewhere():
     return Net(lambda logits: logits + torch.zeros(3, device="meta"))
 
 def waits():
-    # In a run that has begun, stands still at a gradient while there is a file "wait", and makes one "waiting".
+    # Once a run has begun, stands still at a gradient while there is a file "wait".
     def wait(logits):
         while logits.requires_grad and Path("wait").exists() and Path("brittle-run", "run.sqlite").exists():
             Path("waiting").touch()

@@ -85,7 +85,7 @@ class TestOneVerdict:
         model, eps = zoo.MODELS[name](), EPS[name]
         plain = attack(model, PGD(eps, steps=STEPS), digits)
         strong = attack(model, PGD(eps, steps=STEPS, loss="margin", targets=3, restarts=2), digits)
-        # Another processor trains another model, and either search may miss a sample that the other one finds:
+        # Each processor trains another model, and either search may miss samples that the other one finds:
         # not more of them than a fair coin would give once in ten thousand times.
         lost, gained = (
             int((one.success & ~other.success).sum()) for one, other in ((plain, strong), (strong, plain))
