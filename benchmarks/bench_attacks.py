@@ -132,6 +132,28 @@ def bench_as_torchattacks(versus: Versus, device: torch.device) -> None:
     )
 
 
+@pytest.mark.parametrize("form", ["bare module", "Target", "Target in bfloat16"])
+def bench_prepared(versus: Versus, device: torch.device, form: str) -> None:
+    """Equal steps on the three forms of a model that an attack can be handed."""
+    torchattacks = pytest.importorskip("torchattacks")
+    model = resnet18(64).to(device)
+    x, y = images(model, 32 if device.type == "cpu" else 256, device)
+    settings = {"steps": 10, "step_size": STEP, "random_start": False}
+    peer = torchattacks.PGD(model, eps=EPS, alpha=STEP, steps=10, random_start=False)
+    handed = {
+        "bare module": lambda: model,
+        "Target": lambda: brittle.Target(model),
+        "Target in bfloat16": lambda: brittle.Target(model, precision="bfloat16"),
+    }[form]()
+    versus(
+        f"PGD-10, every step, ResNet-18, {form}",
+        lambda: brittle.pgd(handed, x, y, EPS, early_stop=False, **settings),
+        {"torchattacks": lambda: peer(x, y)},
+        rounds=5,
+        warm_up=1,
+    )
+
+
 # ---- verdicts ----
 
 
