@@ -1,6 +1,7 @@
 """``brittle verify``, ``compare``, ``reference`` and ``drift``."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +26,43 @@ class TestVerify:
         assert evaluated(*attacks, "--out", "run").exit_code == 0
         return "run"
 
-    def test_model_and_data_are_found_again(self, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_model_and_data_of_a_trusted_run_are_found_again(
+        self, run: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         at = Path(run).resolve()
         monkeypatch.chdir("/")
-        outcome = command("verify", str(at))
+        outcome = command("verify", str(at), "--trust-run")
         assert outcome.exit_code == 0, outcome.stderr
         header, line = outcome.stdout.splitlines()
         points = dict(zip(header.split(), line.replace("fgsm linf", "fgsm-linf").split(), strict=False))
         assert int(points["points"]) > 0
         assert points["points"] == points["fooling"] == points["inside"]
 
+    def test_code_that_a_run_names_is_not_run(self, run: str) -> None:
+        Path("net.py").write_text(Path("net.py").read_text() + "\nPath('PWNED').touch()\n")
+        for given in ([], ["--model", "net.py:build"], ["--data", "data.npz"]):
+            outcome = command("verify", run, *given)
+            assert outcome.exit_code == 2
+            assert outcome.stderr.startswith("verify: --model and --data must be given")
+            assert (
+                f"--model {Path('net.py').resolve()}:build --data {Path('data.npz').resolve()}"
+                in (outcome.stderr)
+                or f"--data data={Path('data.npz').resolve()}" in outcome.stderr
+            )
+        assert not Path("PWNED").exists()
+
+    def test_what_a_run_says_cannot_write_to_the_terminal_or_end_a_word(self, run: str) -> None:
+        begun = json.loads(Path(run, "run.json").read_text())
+        begun["arguments"]["model"] = "x.py:f; rm -rf ~\x1b[2J'"
+        Path(run, "run.json").write_text(json.dumps(begun))
+        outcome = command("verify", run)
+        assert outcome.exit_code == 2
+        assert "\x1b" not in outcome.stderr
+        assert shlex.split(outcome.stderr.rpartition("yourself: ")[2])[4] == "x.py:f; rm -rf ~?[2J'"
+
     def test_options_take_their_place(self, run: str) -> None:
         Path("net.py").rename("moved.py")
-        assert command("verify", run).exit_code == 2
+        assert command("verify", run, "--trust-run").exit_code == 2
         outcome = command("verify", run, "--model", "moved.py:build", "--data", "data.npz")
         assert outcome.exit_code == 0, outcome.stderr
         changed = command("verify", run, "--model", "moved.py:two_classes", "--data", "data=data.npz")
@@ -51,7 +76,7 @@ class TestVerify:
             tensors = load_file(path)
             tensors["adversarial"] += 0.5
             save_file(tensors, path)
-        outcome = command("verify", run)
+        outcome = command("verify", run, "--trust-run")
         assert outcome.exit_code == 1
         assert "not as their rows say" in outcome.stdout
 
@@ -59,9 +84,11 @@ class TestVerify:
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3))
         x = torch.rand(8, 1, 6, 6)
         evaluate(model, (x, torch.zeros(8, dtype=torch.int64)), "python", views=["classification"])
-        outcome = command("verify", "python")
-        assert outcome.exit_code == 2
-        assert "--model and --data must be given" in outcome.stderr
+        for given in ([], ["--trust-run"]):
+            outcome = command("verify", "python", *given)
+            assert outcome.exit_code == 2
+            assert "--model and --data must be given" in outcome.stderr
+            assert "begun from Python" in outcome.stderr
 
 
 def test_compare(here: Path) -> None:

@@ -280,7 +280,7 @@ def test_a_damaged_store_is_one_sentence(tmp_path: Path, undisturbed: Path) -> N
     with pytest.raises(RunStoreError, match="not a database"):
         run(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text("{")
-    with pytest.raises(RunStoreError, match="it is damaged"):
+    with pytest.raises(RunStoreError, match="no JSON that can be read"):
         run(tmp_path / "run")
 
 

@@ -8,12 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict
+
+from brittle._files import check_shape
 from brittle.cli import values
 
 if TYPE_CHECKING:
     from torch import nn
 
     from brittle.sources import Source
+
+
+class _InputsJson(TypedDict):
+    model: str
+    weights: str | None
+    data: list[list[str]]
+    groups: dict[str, list[str | None]]
+    size: list[int] | None
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,10 @@ class Inputs:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Inputs:
-        """What :meth:`as_json` gave."""
+        """What :meth:`as_json` gave; ValueError, a phrase, for anything else."""
+        check_shape(saved, _InputsJson)
+        if saved["size"] is not None and len(saved["size"]) != 2:
+            raise ValueError(f"size must be two numbers; got {saved['size']}")
         return cls(
             model=saved["model"],
             weights=saved["weights"],

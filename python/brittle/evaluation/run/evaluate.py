@@ -18,7 +18,16 @@ from brittle.evaluation.run.answers import Surroundings
 from brittle.evaluation.run.finish import finish, load_report
 from brittle.evaluation.run.preflight import SetAbout, as_json, look_at
 from brittle.evaluation.run.settings import LANDSCAPE_SAMPLES, NOISE, Settings
-from brittle.evaluation.run.store import FORMAT, RunStore, RunStoreError, lock, read_run_json, write_json
+from brittle.evaluation.run.store import (
+    FORMAT,
+    RunStore,
+    RunStoreError,
+    lock,
+    read_run_json,
+    refuse_foreign,
+    remove_drafts,
+    write_json,
+)
 from brittle.evaluation.run.work import Stage, Work
 from brittle.evaluation.run.workers import Workers, workers
 from brittle.evaluation.verdict import check_requirements, parse_requirement
@@ -217,6 +226,7 @@ def evaluate(
         for name, stage, one in _work(settings, about):
             _run(name, stage, one, team, store, target, batch_size, skip_bad, progress)
         team.wait()
+        store.still_there()
         if team.leads:
             finish(store, target, about, settings, requirements, title, dict(provenance or {}), progress)
         team.wait()
@@ -256,6 +266,8 @@ def _folder(out: Path, fresh: bool) -> Path:
         raise RunStoreError(
             f"evaluate: out must be a folder that can be made; got {place}: {error.strerror}"
         ) from None
+    if not (place / "run.json").exists():
+        refuse_foreign(place)
     return place
 
 
@@ -267,11 +279,11 @@ def _begin(
     arguments: dict[str, Any],
 ) -> None:
     """Begin the run, or make sure that it is this one and clear away what a killed process left."""
-    if (folder / "run.json").exists():
+    began_before = (folder / "run.json").exists()
+    if began_before:
         fingerprint.check(read_run_json(folder)["fingerprint"], identity, folder)
     else:
-        if (folder / "run.sqlite").exists():
-            raise RunStoreError(f"evaluate: {folder} must be a run or empty; got run.sqlite without run.json")
+        remove_drafts(folder)
         write_json(
             folder / "run.json",
             {
@@ -285,7 +297,8 @@ def _begin(
         )
     store = RunStore(folder, create=True)
     try:
-        store.clean_up()
+        if began_before:
+            store.clean_up()
     finally:
         store.close()
 

@@ -9,8 +9,11 @@
 
 A sample's rows of one stage are committed together with its mark in ``done``, so a process may be killed at
 any moment: what is marked is whole, and what is not will be done again. A file of points is written under
-another name, flushed to disk and renamed, and only then do rows name it; a file that no row names is what a
-killed process left, and is removed when the run is next begun.
+another name, flushed to disk and renamed, and only then do rows name it; a file of such a name that no row
+names is what a killed process left, and is removed when the run is next begun. Nothing else is ever removed.
+
+A folder may come from somebody else. What it holds is looked at before it is believed: its tables must be
+ours to the letter, ``run.json`` of our shape, files regular ones under names that we would give them.
 """
 
 from __future__ import annotations
@@ -20,17 +23,20 @@ import json
 import os
 import re
 import sqlite3
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from brittle._files import write_whole
+from brittle._files import parse_json, read_regular, require_regular, write_whole
 
 FORMAT = 1
 
@@ -83,7 +89,62 @@ _COLUMNS = {
     for name, body in re.findall(r"CREATE TABLE (\w+) \((.*?)PRIMARY KEY", _TABLES, re.DOTALL)
 }
 
+_STATEMENTS = {
+    match[1]: " ".join(match[0].split()) for match in re.finditer(r"CREATE TABLE (\w+)[^;]*", _TABLES)
+}
+
+#: What :meth:`RunStore.save_points` calls its files, and what a file is called while it is written.
+_POINTS = re.compile(r"[A-Za-z0-9._-]+-\d{9,}\.safetensors")
+_DRAFTS = re.compile(r"\.((run|report)\.json|report\.html|[A-Za-z0-9._-]+-\d{9,}\.safetensors)\.\d+")
+
 Row = Sequence[Any]
+
+
+class SetJson(TypedDict):
+    """A data set of a run, as ``run.json`` has it."""
+
+    name: str
+    samples: int
+    classes: list[str]
+
+
+class SettingsJson(TypedDict):
+    """The settings of a run, as ``run.json`` has them; :class:`Settings` checks their values."""
+
+    views: list[str]
+    norms: list[str]
+    epsilons: dict[str, list[float]]
+    reported: dict[str, float]
+    attacks: list[str]
+    steps: int
+    restarts: int
+    seed: int
+    repeat_seeds: int
+    precision: str
+    bounds: list[float]
+
+
+FingerprintJson = TypedDict(
+    "FingerprintJson",
+    {
+        "weights": str,
+        "answers": list[list[float]],
+        "bounds": list[float],
+        "mean": list[float] | None,
+        "std": list[float] | None,
+        "fixed batch": int,
+    },
+)
+
+
+class RunJson(TypedDict):
+    """What a run was begun with."""
+
+    format: int
+    settings: SettingsJson
+    arguments: dict[str, Any]
+    sets: list[SetJson]
+    fingerprint: FingerprintJson
 
 
 class RunStoreError(OSError):
@@ -100,28 +161,54 @@ class RunStore:
     Args:
         out: the run's folder, which must exist.
         create: make the tables if they are not there; otherwise their absence is an error.
+        readonly: write nothing, so that the folder may be one that can only be read.
 
     Raises:
-        RunStoreError: the folder holds no run, or cannot be read or written.
+        RunStoreError: the folder holds no run, holds tables that are not those of a run, or cannot be read or
+            written.
     """
 
-    def __init__(self, out: Path, *, create: bool = False) -> None:
+    def __init__(self, out: Path, *, create: bool = False, readonly: bool = False) -> None:
         self.out = out
-        path = out / "run.sqlite"
-        if not create and not path.exists():
+        self._path = path = out / "run.sqlite"
+        if not create and not os.path.lexists(path):
             raise RunStoreError(f"evaluate: {out} must be a folder with a run in it; got no run.sqlite there")
-        with _explained(path):
-            # Transactions are begun by hand; another worker's may take as long as the disk does.
-            self._db = sqlite3.connect(path, timeout=600, isolation_level=None)
+        with _explained(path, readonly=readonly):
+            if os.path.lexists(path):
+                require_regular(path, follow=False)
+            self._db = _readable(path) if readonly else _writable(path)
             try:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = NORMAL")
                 if create:
                     self._make_tables()
-                self._db.execute("SELECT 1 FROM done LIMIT 1")
+                self._check_tables()
             except BaseException:
                 self._db.close()
                 raise
+            self._inode = os.stat(path).st_ino
+
+    def _check_tables(self) -> None:
+        """Refuse other tables than ours, and whatever else a database may hold: a view or a trigger is
+        somebody's code, and SQLite would run it."""
+        entries = self._db.execute(
+            "SELECT type, name, sql FROM sqlite_master WHERE NOT (type = 'index' AND sql IS NULL)"
+        ).fetchall()
+        found = {name: " ".join(str(sql).split()) for kind, name, sql in entries if kind == "table"}
+        if len(found) != len(entries) or found != _STATEMENTS:
+            raise RunStoreError(
+                f"evaluate: {self._path} must hold the tables of a run and nothing else; got others"
+            )
+
+    def still_there(self) -> None:
+        """Raise RunStoreError if the database has been removed or replaced since it was opened."""
+        try:
+            there = os.stat(self._path).st_ino == self._inode
+        except OSError:
+            there = False
+        if not there:
+            raise RunStoreError(
+                f"evaluate: {self._path} must stay where it is while a run is at work; it was removed or "
+                "replaced, and with it the rows of this run"
+            )
 
     def close(self) -> None:
         """Close the database; the store is of no use afterwards."""
@@ -180,17 +267,22 @@ class RunStore:
         return name
 
     def clean_up(self) -> None:
-        """Remove the files that a killed process left; for whoever holds the run alone."""
+        """Remove the files that a killed process left; for whoever holds the run alone, and only in a folder
+        where a run was before.
+
+        Only regular files are removed, and only such as bear a name that this store gives: drafts, and points
+        that no row names. A folder of points that is a link leads to somebody else's files.
+        """
         folder = self.out / "adversarial"
         with _explained(folder):
             named = {name for (name,) in self._db.execute("SELECT DISTINCT file FROM points")}
-            for path in folder.glob("*") if folder.exists() else ():
-                if path.name not in named:
+            remove_drafts(self.out)
+            if not folder.is_dir() or folder.is_symlink():
+                return
+            remove_drafts(folder)
+            for path in _regular_files(folder):
+                if _POINTS.fullmatch(path.name) and path.name not in named:
                     path.unlink()
-            for path in self.out.glob(".*.json.*"):
-                path.unlink()
-            for path in self.out.glob(".report.html.*"):
-                path.unlink()
 
     # ---- reading ----
 
@@ -244,9 +336,30 @@ class RunStore:
         if not found:
             return None
         ((file, place),) = found
-        with safe_open(self.out / "adversarial" / file, framework="pt") as tensors:
+        with safe_open(self.points_file(file), framework="pt") as tensors:
             point: Tensor = tensors.get_slice("adversarial")[place : place + 1][0]
         return point
+
+    def points_file(self, name: Any) -> Path:
+        """Where a file of points is, by the name that rows give.
+
+        Raises:
+            RunStoreError: it is no name of ours, or what bears it is no regular file in the run's own folder.
+        """
+        folder = self.out / "adversarial"
+        if not (isinstance(name, str) and _POINTS.fullmatch(name)):
+            raise RunStoreError(
+                f"evaluate: rows must name files of points in {folder}, as a run calls them; got {name!r:.80}"
+            )
+        try:
+            require_regular(folder / name, follow=False)
+        except OSError as error:
+            raise RunStoreError(f"evaluate: {folder / name}: {error.strerror}") from None
+        if folder.is_symlink():
+            raise RunStoreError(
+                f"evaluate: {folder} must be a folder of the run's own; it is a symbolic link"
+            )
+        return folder / name
 
     def _make_tables(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
@@ -261,6 +374,68 @@ class RunStore:
             raise
 
 
+def _writable(path: Path) -> sqlite3.Connection:
+    # Transactions are begun by hand; another worker's may take as long as the disk does.
+    db = sqlite3.connect(path, timeout=600, isolation_level=None)
+    try:
+        _distrust(db)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _readable(path: Path) -> sqlite3.Connection:
+    """Without a trace: neither the journal's mode nor a file beside it is changed."""
+    place = f"file:{quote(str(path.resolve()))}"
+    log = path.with_name(path.name + "-wal")
+    # A write-ahead log wants a file of its own beside it even from a reader, unless there is nothing in it.
+    idle = not log.exists() or log.stat().st_size == 0
+    db = sqlite3.connect(f"{place}?{'immutable=1' if idle else 'mode=ro'}", uri=True, isolation_level=None)
+    try:
+        _distrust(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _distrust(db: sqlite3.Connection) -> None:
+    """Whoever made the database may mean ill."""
+    db.execute("PRAGMA trusted_schema = OFF")
+    db.execute("PRAGMA cell_size_check = ON")
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what killed processes were about to write when they ended."""
+    for path in _regular_files(folder):
+        if _DRAFTS.fullmatch(path.name):
+            path.unlink()
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise RunStoreError if a run is to begin in a folder that holds something already.
+
+    What a process left that was killed before it wrote ``run.json`` does not count.
+    """
+    with _explained(out):
+        found = sorted(name for name in os.listdir(out) if name != "run.lock" and not _DRAFTS.fullmatch(name))
+    if found:
+        some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+        raise RunStoreError(
+            f"evaluate: out must be a new or empty folder, or hold a run; got {out}, which holds {some}"
+        )
+
+
+def _regular_files(folder: Path) -> Iterator[Path]:
+    """A folder's own files: no links, no folders."""
+    for entry in list(os.scandir(folder)):
+        if stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
+            yield Path(entry.path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole."""
     text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
@@ -268,24 +443,30 @@ def write_json(path: Path, value: Any) -> None:
         write_whole(path, (text + "\n").encode())
 
 
-def read_run_json(out: str | Path) -> dict[str, Any]:
+def read_run_json(out: str | Path) -> RunJson:
     """What a run was begun with.
 
     Args:
         out: the run's folder.
 
     Raises:
-        RunStoreError: there is no run, or one of another format.
+        RunStoreError: there is no run, one of another format, or one whose values are not of their kind.
     """
     path = Path(out) / "run.json"
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is damaged"
-        raise RunStoreError(f"evaluate: {out} must be a folder with a run in it; {path}: {reason}") from None
-    keys = {"settings", "arguments", "sets", "fingerprint"}
-    if not isinstance(found, dict) or found.get("format") != FORMAT or not keys <= found.keys():
-        raise RunStoreError(f"evaluate: {path} must be a run of format {FORMAT}; got another")
+        found = parse_json(read_regular(path, follow=False), RunJson)
+    except OSError as error:
+        raise RunStoreError(
+            f"evaluate: {out} must be a folder with a run in it; {path}: {error.strerror}"
+        ) from None
+    except ValueError as error:
+        raise RunStoreError(f"evaluate: {path} must be a run of format {FORMAT}; {error}") from None
+    bounds = found["fingerprint"]["bounds"]
+    if found["format"] != FORMAT or not found["sets"] or len(bounds) != 2:
+        raise RunStoreError(
+            f"evaluate: {path} must be a run of format {FORMAT}, with a data set and two bounds; got format "
+            f"{found['format']}, {len(found['sets'])} data sets and the bounds {bounds}"
+        )
     return found
 
 
@@ -309,20 +490,22 @@ def lock(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: Path, *, readonly: bool = False) -> Iterator[None]:
     """A disk that is full, read-only or gone is one sentence."""
+    text = _READ if readonly else _KEPT
     try:
         yield
     except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
         if isinstance(error, (sqlite3.IntegrityError, sqlite3.ProgrammingError)):
             raise
-        raise RunStoreError(_KEPT.format(path=path, reason=error)) from error
+        raise RunStoreError(text.format(path=path, reason=error)) from error
     except RunStoreError:
         raise
     except OSError as error:
-        raise RunStoreError(_KEPT.format(path=path, reason=error.strerror or error)) from error
+        raise RunStoreError(text.format(path=path, reason=error.strerror or error)) from error
 
 
+_READ = "evaluate: {path} must be readable; got: {reason}"
 _KEPT = (
     "evaluate: {path} must be readable and writable; got: {reason} (what is finished is kept, and the same "
     "command goes on from there)"

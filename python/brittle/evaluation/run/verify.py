@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from brittle._files import check_shape
 from brittle.engine import distances
 from brittle.evaluation.run import fingerprint
-from brittle.evaluation.run.store import RunStore, RunStoreError, read_run_json
+from brittle.evaluation.run.attacked import Attacked
+from brittle.evaluation.run.settings import NORMS, Settings
+from brittle.evaluation.run.store import RunJson, RunStore, RunStoreError, SettingsJson, read_run_json
 from brittle.sources import Source, as_source
 from brittle.target import Model, Target
 
 # A distance is stored as it was computed, in float64; another machine may sum in another order.
 _SLACK = 1e-6
+_READ = 256  # samples at a time
+_REAL = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_WHERE = "data_set = ? AND attack = ? AND norm = ? AND seed = ?"
+
+_Key = tuple[str, str, int]  # attack, norm, seed
 
 
 @dataclass(frozen=True)
@@ -47,14 +55,21 @@ class Verified:
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome of :func:`verify`, an entry for each attack."""
+    """The outcome of :func:`verify`, an entry for each attack.
+
+    Attributes:
+        attacks: what was checked.
+        missing: what a finished run would hold and this one does not, a sentence each: a success that nothing
+            backs is no success.
+    """
 
     attacks: tuple[Verified, ...]
+    missing: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether every point is what its rows say."""
-        return not any(found.failed for found in self.attacks)
+        """Whether there is at least one attack, nothing is missing, and every point is what its rows say."""
+        return bool(self.attacks) and not self.missing and not any(found.failed for found in self.attacks)
 
     @property
     def points(self) -> int:
@@ -72,6 +87,7 @@ class Verification:
             if found.failed:
                 some = ", ".join(map(str, found.failed[:10])) + (", ..." if len(found.failed) > 10 else "")
                 lines.append(f"  not as their rows say: {some}")
+        lines += [f"missing: {sentence}" for sentence in self.missing]
         return "\n".join(lines)
 
 
@@ -84,9 +100,12 @@ def verify(
 ) -> Verification:
     """Check every stored adversarial point of a run with one forward of the model, and one more in 8 bits.
 
-    A point must be misclassified, inside the bounds, and no further from its sample than its row says; and
-    every sample that is right as it is and said to be fooled must have one.
-    Rounding to 8 bits is told but not held against it: what is smaller than a grey level does not survive.
+    A point must be misclassified, inside the bounds, and no further from its sample than its row says; every
+    sample that is said to be fooled must have one, unless the model, asked again, is wrong about the sample
+    itself; and every sample must have the rows of every attack that the run has begun. A run without an
+    attack has nothing to show, and is not ok. Nothing that the folder names is opened outside it, and none of
+    it is run. Rounding to 8 bits is told but not held against a point: what is smaller than a grey level does
+    not survive.
 
     Args:
         run: the run's folder.
@@ -98,7 +117,7 @@ def verify(
         What was found, by attack.
 
     Raises:
-        RunStoreError: there is no run, or a file of points is missing or damaged.
+        RunStoreError: there is no run, a file of points is missing or damaged, or rows do not fit together.
         RunMismatch: the model has other weights; a ValueError.
 
     Example:
@@ -117,24 +136,102 @@ def verify(
     known = begun["fingerprint"]
     fingerprint.check({"weights": known["weights"]}, {"weights": fingerprint.of_weights(model)}, folder)
     name = begun["sets"][0]["name"]
-    source = as_source(data[name] if isinstance(data, dict) else data)
+    source = as_source(data[name] if isinstance(data, Mapping) else data)
     lo, hi = known["bounds"]
     target = Target(
         model, (lo, hi), known["mean"], known["std"], fixed_batch=known["fixed batch"], name="verify"
     )
-    store = RunStore(folder)
+    store = RunStore(folder, readonly=True)
     try:
         with target:
-            attacks = store.rows(
-                "SELECT attack, norm, seed, count(place) FROM attacks "
-                "LEFT JOIN points USING (data_set, attack, norm, seed, id) WHERE data_set = ? "
-                "GROUP BY attack, norm, seed",
-                name,
-            )
-            found = [_one(store, target, source, name, row, progress) for row in attacks]
+            attacks = _attacks(store, name)
+            missing = tuple(_missing(store, begun, source, attacks))
+            found = [_one(store, target, source, name, key, progress) for key in attacks]
     finally:
         store.close()
-    return Verification(tuple(found))
+    return Verification(tuple(found), missing)
+
+
+def _attacks(store: RunStore, name: str) -> list[_Key]:
+    """Attack, norm and seed of all that any row speaks of."""
+    parts = " UNION ".join(
+        f"SELECT attack, norm, seed FROM {table} WHERE data_set = ?"
+        for table in ("attacks", "verdicts", "points")
+    )
+    rows = store.rows(f"{parts} ORDER BY 1, 2, 3", name, name, name)
+    found: list[_Key] = _typed(store, rows, list[_Key])
+    for _, norm, _ in found:
+        if norm not in NORMS:
+            raise RunStoreError(
+                f"verify: {store.out} must hold attacks in {', '.join(NORMS)}; got {norm!r:.80}"
+            )
+    return found
+
+
+def _missing(store: RunStore, begun: RunJson, source: Source, attacks: Sequence[_Key]) -> Iterator[str]:
+    """What a finished run would hold and this one does not: of every attack that it has begun, a row of each
+    sample, and a verdict at each epsilon."""
+    main, settings = begun["sets"][0], begun["settings"]
+    name, count = main["name"], main["samples"]
+    if len(source) < count:
+        raise ValueError(
+            f"verify: data must hold the {count} samples of {name!r} that the run is about; got {len(source)}"
+        )
+    stages = _of_settings(store, settings).stages()
+    wanted = {(s.attack, s.norm, s.seed): s.name for s in stages if isinstance(s, Attacked)}
+    began = {**{key: " ".join(map(str, key)) for key in attacks}, **wanted}
+    if not began:
+        yield "there is no attack in the run, so there is nothing to verify"
+    skipped = {sample for (sample,) in store.rows("SELECT id FROM skipped WHERE data_set = ?", name)}
+    for (attack, norm, seed), stage in began.items():
+        where = "data_set = ? AND attack = ? AND norm = ? AND seed = ?"
+        key = name, attack, norm, seed
+        done = _ids(store, f"SELECT id FROM attacks WHERE {where}", *key)
+        if len(done | skipped) < count:
+            yield f"{stage} has results of {len(done)} of {count - len(skipped)} samples"
+        radii = len(settings["epsilons"].get(norm, ()))
+        judged = _ids(
+            store, f"SELECT id FROM verdicts WHERE {where} GROUP BY id HAVING count(*) >= {radii}", *key
+        )
+        if done - judged:
+            yield f"{stage} has no verdict at every epsilon for {_some(done - judged)}"
+        claimed = _ids(
+            store,
+            f"SELECT id FROM verdicts WHERE {where} UNION SELECT id FROM points WHERE {where}",
+            *key,
+            *key,
+        )
+        if claimed - done:
+            yield f"{stage} has verdicts or points, but no results, of {_some(claimed - done)}"
+
+
+def _of_settings(store: RunStore, settings: SettingsJson) -> Settings:
+    try:
+        lo, hi = settings["bounds"]
+        given: dict[str, Any] = {**settings, "bounds": (lo, hi)}
+        return Settings.of(**given)
+    except (TypeError, ValueError) as error:
+        raise RunStoreError(
+            f"verify: {store.out / 'run.json'} must hold the settings of an evaluation; {error}"
+        ) from None
+
+
+def _ids(store: RunStore, query: str, *values: Any) -> set[int]:
+    return {sample for (sample,) in _typed(store, store.rows(query, *values), list[tuple[int]])}
+
+
+def _typed(store: RunStore, rows: Any, shape: Any) -> Any:
+    """Rows whose values are of the kinds that they should be: SQLite keeps anything anywhere."""
+    try:
+        return check_shape(rows, shape)
+    except ValueError as error:
+        raise RunStoreError(
+            f"verify: {store.out / 'run.sqlite'} must hold the rows of a run; {error}"
+        ) from None
+
+
+def _some(ids: set[int]) -> str:
+    return ", ".join(map(str, sorted(ids)[:10])) + (", ..." if len(ids) > 10 else "")
 
 
 def _one(
@@ -142,14 +239,15 @@ def _one(
     target: Target,
     source: Source,
     name: str,
-    about: tuple[Any, ...],
+    key: _Key,
     progress: Callable[[str, int, int], None] | None,
 ) -> Verified:
-    attack, norm, seed, count = about
+    attack, norm, seed = key
+    ((count,),) = store.rows(f"SELECT count(*) FROM points WHERE {_WHERE}", name, *key)
     fooling = inside = rounded = done = 0
-    failed = _without_point(store, name, attack, norm, seed)
+    failed = _without_point(store, target, source, name, key)
     lo, hi = target.bounds
-    for ids, points, distance in _points(store, name, attack, norm, seed):
+    for ids, points, distance in _points(store, source, name, key):
         x, y = source.load(ids.tolist())
         x = x.to(target.dtype)
         if points.shape != x.shape:
@@ -175,29 +273,49 @@ def _one(
     return Verified(attack, norm, seed, count, fooling, inside, rounded, tuple(sorted(failed)))
 
 
-def _without_point(store: RunStore, name: str, attack: str, norm: str, seed: int) -> list[int]:
-    """The ids of samples that are right as they are and said to be fooled, by no stored point."""
-    rows = store.rows(
-        "SELECT DISTINCT v.id FROM verdicts v JOIN samples s USING (data_set, id) "
-        "LEFT JOIN points p USING (data_set, attack, norm, seed, id) "
-        "WHERE data_set = ? AND attack = ? AND norm = ? AND seed = ? "
-        "AND success AND s.prediction = s.label AND place IS NULL",
-        *(name, attack, norm, seed),
+def _without_point(store: RunStore, target: Target, source: Source, name: str, key: _Key) -> list[int]:
+    """The ids of samples that are said to be fooled, by no stored point, and that the model, asked now, is
+    right about as they are."""
+    ids = sorted(
+        _ids(
+            store,
+            f"SELECT DISTINCT id FROM verdicts WHERE {_WHERE} AND success IS NOT 0 "
+            f"EXCEPT SELECT id FROM points WHERE {_WHERE}",
+            *(name, *key, name, *key),
+        )
     )
-    return [sample for (sample,) in rows]
+    _check_ids(store, source, ids)
+    device = target.device or torch.device("cpu")
+    right = []
+    for first in range(0, len(ids), _READ):
+        some = ids[first : first + _READ]
+        x, y = source.load(some)
+        predicted = (
+            target.logits(x.to(device, target.dtype), torch.tensor(some, device=device)).argmax(1).cpu()
+        )
+        right += torch.tensor(some)[predicted == y].tolist()
+    return right
+
+
+def _check_ids(store: RunStore, source: Source, ids: Sequence[int]) -> None:
+    wrong = [sample for sample in ids if not 0 <= sample < len(source)]
+    if wrong:
+        raise RunStoreError(
+            f"verify: {store.out / 'run.sqlite'} must hold the rows of data's {len(source)} samples; got "
+            f"sample {wrong[0]}"
+        )
 
 
 def _points(
-    store: RunStore, name: str, attack: str, norm: str, seed: int
+    store: RunStore, source: Source, name: str, attack: _Key
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Ids, points, and how far from its sample each may be; a file at a time."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    key = name, attack, norm, seed
-    where = "data_set = ? AND attack = ? AND norm = ? AND seed = ?"
-    for (file,) in store.rows(f"SELECT DISTINCT file FROM points WHERE {where} ORDER BY file", *key):
-        path = store.out / "adversarial" / file
+    key = name, *attack
+    for (file,) in store.rows(f"SELECT DISTINCT file FROM points WHERE {_WHERE} ORDER BY file", *key):
+        path = store.points_file(file)
         try:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
@@ -206,18 +324,30 @@ def _points(
             "SELECT p.id, place, distance, min(CASE WHEN success THEN epsilon END) FROM points p "
             "LEFT JOIN attacks USING (data_set, attack, norm, seed, id) "
             "LEFT JOIN verdicts USING (data_set, attack, norm, seed, id) "
-            f"WHERE {where} AND file = ? GROUP BY p.id ORDER BY p.id",
+            f"WHERE {_WHERE} AND file = ? GROUP BY p.id ORDER BY p.id",
             *key,
             file,
         )
+        rows = _typed(store, rows, list[tuple[int, int, float | None, float | None]])
         ids, places, distance, smallest = zip(*rows, strict=True)
-        points = tensors.get("adversarial")
-        if points is None or max(places) >= len(points):
+        _check_ids(store, source, ids)
+        points, named = tensors.get("adversarial"), tensors.get("ids")
+        at = torch.tensor(places)
+        if (
+            points is None
+            or points.dtype not in _REAL
+            or points.dim() < 1
+            or named is None
+            or named.dtype != torch.int64
+            or named.shape != points.shape[:1]
+            or not 0 <= min(places) <= max(places) < len(points)
+            or named[at].tolist() != list(ids)
+        ):
             raise RunStoreError(f"verify: {path} must hold the points that rows name; got others")
         # The point proves the verdict at the smallest radius that the sample is said to fall at. One that
         # no verdict speaks of proves none.
         within = (_bound(distance), _bound(smallest))
-        yield torch.tensor(ids), points[torch.tensor(places)], within[0].minimum(within[1])
+        yield torch.tensor(ids), points[at], within[0].minimum(within[1])
 
 
 def _bound(values: Sequence[float | None]) -> Tensor:
