@@ -33,10 +33,11 @@ class TestVerify:
         monkeypatch.chdir("/")
         outcome = command("verify", str(at), "--trust-run")
         assert outcome.exit_code == 0, outcome.stderr
-        header, line = outcome.stdout.splitlines()
+        header, line, covered = outcome.stdout.splitlines()
         points = dict(zip(header.split(), line.replace("fgsm linf", "fgsm-linf").split(), strict=False))
         assert int(points["points"]) > 0
         assert points["points"] == points["fooling"] == points["inside"]
+        assert covered == "40 of 40 samples were attacked"
 
     def test_code_that_a_run_names_is_not_run(self, run: str) -> None:
         Path("net.py").write_text(Path("net.py").read_text() + "\nPath('PWNED').touch()\n")

@@ -133,6 +133,7 @@ FingerprintJson = TypedDict(
         "mean": list[float] | None,
         "std": list[float] | None,
         "fixed batch": int,
+        "limit": int | None,
     },
 )
 

@@ -61,10 +61,13 @@ class Verification:
         attacks: what was checked.
         missing: what a finished run would hold and this one does not, a sentence each: a success that nothing
             backs is no success.
+        samples, of: how many samples the run is about, and how many there are in the data.
     """
 
     attacks: tuple[Verified, ...]
-    missing: tuple[str, ...] = ()
+    missing: tuple[str, ...]
+    samples: int
+    of: int
 
     @property
     def ok(self) -> bool:
@@ -88,6 +91,7 @@ class Verification:
                 some = ", ".join(map(str, found.failed[:10])) + (", ..." if len(found.failed) > 10 else "")
                 lines.append(f"  not as their rows say: {some}")
         lines += [f"missing: {sentence}" for sentence in self.missing]
+        lines.append(f"{self.samples} of {self.of} samples were attacked")
         return "\n".join(lines)
 
 
@@ -149,7 +153,7 @@ def verify(
             found = [_one(store, target, source, name, key, progress) for key in attacks]
     finally:
         store.close()
-    return Verification(tuple(found), missing)
+    return Verification(tuple(found), missing, begun["sets"][0]["samples"], len(source))
 
 
 def _attacks(store: RunStore, name: str) -> list[_Key]:
@@ -173,10 +177,9 @@ def _missing(store: RunStore, begun: RunJson, source: Source, attacks: Sequence[
     sample, and a verdict at each epsilon."""
     main, settings = begun["sets"][0], begun["settings"]
     name, count = main["name"], main["samples"]
-    if len(source) < count:
-        raise ValueError(
-            f"verify: data must hold the {count} samples of {name!r} that the run is about; got {len(source)}"
-        )
+    limit = begun["fingerprint"]["limit"]
+    if not 1 <= count == min(len(source), limit or len(source)):
+        raise ValueError(f"verify: data must be the {count} samples that the run is about; got {len(source)}")
     stages = _of_settings(store, settings).stages()
     wanted = {(s.attack, s.norm, s.seed): s.name for s in stages if isinstance(s, Attacked)}
     began = {**{key: " ".join(map(str, key)) for key in attacks}, **wanted}
