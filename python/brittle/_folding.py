@@ -14,7 +14,7 @@ import copy
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -83,7 +83,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module | None:
         # Modules may refuse to be copied, and user code run on proxies may raise anything: neither is an
         # error of a model that need not be folded.
         try:
-            copied = copy.deepcopy(model).eval().requires_grad_(False)
+            copied = frozen_copy(model)
         except Exception:
             return None
         registered = Counter(child for module in copied.modules() for child in module._modules.values())
@@ -92,6 +92,40 @@ def fold_batchnorm(model: nn.Module) -> nn.Module | None:
         if not replacements:
             return None
         return _copy(copied, replacements, {tensor: tensor for tensor in _tensors(copied)})
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A deep copy in evaluation mode, no parameter of which requires a gradient.
+
+    Pruning, weight norm and spectral norm of ``torch.nn.utils`` keep the weight that they have computed as an
+    attribute with a graph behind it, which ``copy.deepcopy`` refuses to copy; here it is copied without.
+
+    Raises:
+        Exception: whatever the model's own parts raise that cannot be copied, such as locks and open files.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.utils import prune
+        >>> from brittle._folding import frozen_copy
+        >>> layer = prune.l1_unstructured(torch.nn.Linear(4, 4), "weight", 0.5)
+        >>> torch.equal(frozen_copy(layer).weight, layer.weight)
+        True
+    """
+    return deep_copy(model).eval().requires_grad_(False)
+
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def deep_copy(model: _Module) -> _Module:
+    """A deep copy, as :func:`frozen_copy` makes it, with modes and ``requires_grad`` as they are."""
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in (*vars(module).values(), *module._buffers.values())
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, computed)
 
 
 class _OnDims(nn.Module):

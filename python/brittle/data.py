@@ -26,7 +26,9 @@ def batches(op: str, data: Data, batch_size: int, target: Target) -> Iterator[tu
         ids = batch[2] if len(batch) == 3 else torch.arange(first, first + len(x))
         first += len(x)
         device = target.device if target.device is not None else x.device
-        x, y, ids = (_usable(part.to(device)) for part in (x, y, ids))
+        # Never the caller's own memory, which a model may write to; and autograd refuses to save tensors that
+        # were made in inference mode.
+        x, y, ids = (part.detach().to(device, copy=True) for part in (x, y, ids))
         yield x, y, check.check_sample_ids(op, ids, x)
 
 
@@ -38,8 +40,3 @@ def _slices(op: str, pair: tuple[Tensor, Tensor], batch_size: int) -> Iterator[t
         raise ValueError(f"{op}: x and y must have one length; got {len(x)} and {len(y)}")
     for i in range(0, len(x), batch_size):
         yield x[i : i + batch_size], y[i : i + batch_size]
-
-
-def _usable(tensor: Tensor) -> Tensor:
-    """Autograd refuses to save tensors that were made in inference mode."""
-    return tensor.clone() if tensor.is_inference() else tensor.detach()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from brittle._folding import fold_batchnorm as folded
+from brittle._folding import frozen_copy
 
 Model = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor], Tensor]
@@ -31,6 +33,26 @@ class Evaluation(NamedTuple):
     gradient: Tensor  # like the input
 
 
+@dataclass
+class _Shared:
+    """What a target keeps between runs, and those that were lent under another name with it.
+
+    Attributes:
+        search: the copy to search on; None where the search runs on the model itself.
+        prepared_from: the state of the model that ``search`` was made from; None before there was one.
+        writes: whether the model writes into its input; None before it was asked.
+        forwards, backwards: evaluations, in samples.
+        runs: how many runs are under way.
+    """
+
+    search: Model | None = None
+    prepared_from: _State | None = None
+    writes: bool | None = None
+    forwards: int = 0
+    backwards: int = 0
+    runs: int = 0
+
+
 class Target:
     """A classifier prepared for attack, in two forms.
 
@@ -39,12 +61,18 @@ class Target:
     frozen. When the run ends, by success or by exception, everything is as before: each module's train or
     eval flag, each parameter's ``requires_grad``, every buffer bit for bit, and torch's global random state.
     ``.grad`` is never touched: gradients are taken with respect to the input alone, which spares the backward
-    pass the weight gradients.
+    pass the weight gradients. What a forward writes into the model's *parameters* stays. A model that writes
+    into its input, as some do that normalise in place, is handed copies, so that neither the data nor the
+    iterates change.
 
     *The search model* is what an attack climbs on. Where the options allow it to be faster it is a copy:
     batch-norm folded into the layer before it, channels-last, bfloat16, compiled. It is made on first use and
-    again when the caller's parameters have changed. Its logits are float32 at least. Whatever it finds counts
-    only if the caller's own model is fooled too.
+    again when the bits of the model's parameters or buffers have changed, however they were; and at the start
+    of every run its logits are compared with the model's on a few samples, so that whatever else has changed
+    is noticed, too. Its logits are float32 at least. Whatever it finds counts only if the caller's own model
+    is fooled too. A model that cannot be copied is searched itself, with a warning.
+
+    A target can be copied and pickled as its model can, between runs; the copy prepares itself anew.
 
     Args:
         model: an ``nn.Module`` or a callable that maps ``[N, ...]`` to logits ``[N, C]``. A callable that is
@@ -106,8 +134,7 @@ class Target:
         self.fixed_batch = fixed_batch
         self.bounds = float(bounds[0]), float(bounds[1])
         self.name = name
-        self.forwards = 0
-        self.backwards = 0
+        self._shared = _Shared()
         self._mean, self._std = _statistics(name, mean, std)
         module = model if isinstance(model, nn.Module) else None
         convolutional = module is not None and any(isinstance(m, nn.Conv2d) for m in module.modules())
@@ -115,29 +142,72 @@ class Target:
         self._half = module is not None and in_bfloat16(precision, module, self.device)
         self._fold = fold_batchnorm
         self._compile = compile
-        self._search: Model | None = None
-        self._confirmed = False
-        self._prepared_from: tuple[tuple[int, int], ...] | None = None
         self._labels = (0, 0)
+        self._confirmed = self._fresh = False  # the search copy, in this run
         self._frozen: list[nn.Parameter] = []
         self._undo = ExitStack()
 
     @classmethod
-    def of(cls, model: Model | Target, name: str, bounds: Bounds | None = None) -> Target:
-        """``model`` itself if it is prepared; else lent as it is: no copy, no folding, its own bits.
+    def of(
+        cls, model: Model | Target, name: str, bounds: Bounds | None = None, precision: str | None = None
+    ) -> Target:
+        """``model`` under the name of an operator: prepared if it is a target or ``precision`` is given; else
+        as it is: no copy, no folding, its own bits.
 
         Args:
-            model: a target, a module or a callable.
+            model: a target, which is left as it is but for its counters; a module or a callable.
             name: the operator to name in error messages.
             bounds: of the inputs; None for the target's own, or (0, 1).
+            precision: of the search, for a model that is no target.
         """
         if isinstance(model, Target):
             if bounds is not None and tuple(bounds) != model.bounds:
                 raise ValueError(f"{name}: bounds must be the target's own {model.bounds}; got {bounds}")
-            model.name = name
-            return model
+            if precision is not None:
+                raise ValueError(
+                    f"{name}: precision must be None for a Target, which has its own; got {precision!r}"
+                )
+            lent = cls.__new__(cls)
+            vars(lent).update(vars(model), name=name, _undo=ExitStack())
+            return lent
         bounds = (0.0, 1.0) if bounds is None else bounds
+        if precision is not None:
+            return cls(model, bounds, precision=precision, name=name)
         return cls(model, bounds, channels_last=False, fold_batchnorm=False, name=name)
+
+    @property
+    def forwards(self) -> int:
+        """Forwards so far, in samples, of either form."""
+        return self._shared.forwards
+
+    @forwards.setter
+    def forwards(self, count: int) -> None:
+        self._shared.forwards = count
+
+    @property
+    def backwards(self) -> int:
+        """Backwards so far, in samples, of either form."""
+        return self._shared.backwards
+
+    @backwards.setter
+    def backwards(self, count: int) -> None:
+        self._shared.backwards = count
+
+    @property
+    def _search(self) -> Model | None:
+        return self._shared.search
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._shared.runs:
+            raise TypeError(
+                f"{self.name}: a Target cannot be copied or pickled during a run, while its model is frozen "
+                "and in evaluation mode; do so before or after"
+            )
+        spent = _Shared(forwards=self.forwards, backwards=self.backwards)
+        return {**vars(self), "_shared": spent, "_frozen": [], "_undo": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _undo=ExitStack())
 
     @property
     def device(self) -> torch.device | None:
@@ -169,13 +239,21 @@ class Target:
             undo.enter_context(torch.inference_mode(False))
             undo.enter_context(torch.enable_grad())
             if isinstance(self.model, nn.Module):
+                _refuse_unready(self.name, self.model)
                 self._prepare(self.model)
                 undo.callback(_Snapshot(self.model).restore)
-                self.model.eval()
+                with suppress(NotImplementedError):  # an exported program has no modes
+                    self.model.eval()
                 self._frozen = [part for part in self.model.parameters() if part.requires_grad]
-                self.model.requires_grad_(False)
+                for part in self._frozen:
+                    part.requires_grad_(False)
+            self._shared.runs += 1
+            undo.callback(self._end)
             self._undo = undo.pop_all()
         return self
+
+    def _end(self) -> None:
+        self._shared.runs -= 1
 
     def __exit__(
         self,
@@ -234,30 +312,45 @@ class Target:
         return Evaluation(logits.detach(), losses.detach(), grad)
 
     def confirm_copy(self, x: Tensor) -> bool:
-        """Whether the search copy computes what the model does; compared once, on a few samples of the data.
+        """Whether the search copy computes what the model does; compared once a run, on its first samples.
 
-        A model may use its layers in ways that the preparation cannot see. Where the logits are not alike,
-        the copy is dropped with a warning and the search runs on the model itself.
+        What the model computes may have changed since the copy was made without a change of its parameters:
+        an activation or a number in it was replaced. Then the copy is made anew. And a model may use its
+        layers in ways that the preparation cannot see: where the logits of a new copy are not alike either,
+        it is dropped with a warning and the search runs on the model itself.
         """
-        if self._search is None or self._confirmed:
+        if self._search is None or self._confirmed or len(x) == 0:
             return self._search is not None
-        some = x[:_CONFIRMING]
-        with torch.no_grad():
-            own, copied = self._forward(some, own=True), self._forward(some, own=False)
-        allowed = (0.1 if self._half else 1e-3) * own.abs().max().clamp(min=1.0)
-        # Where the model's own logits are NaN, its samples will be named elsewhere.
-        alike = bool(((own - copied).abs() <= allowed).where(own.isfinite(), True).all())
-        if not alike:
+        self._confirmed = True
+        apart = self._apart(x[:_CONFIRMING])
+        if apart and not self._fresh and isinstance(self.model, nn.Module):
+            self._shared.prepared_from = None
+            self._prepare(self.model)
+            apart = self._apart(x[:_CONFIRMING])
+        if apart:
             warnings.warn(
                 f"{self.name}: the prepared copy of the model gave other logits than the model itself (by up "
-                f"to {(own - copied).abs().max():.3g}), so the search runs on the model; with "
+                f"to {apart:.3g}), so the search runs on the model; with "
                 "fold_batchnorm=False the other preparations may still apply",
                 RuntimeWarning,
                 stacklevel=2,
             )
-            self._search = None
-        self._confirmed = True
-        return alike
+            self._shared.search = None
+        return not apart
+
+    def _apart(self, x: Tensor) -> float:
+        """By how much the two forms' logits differ; 0 where that is within rounding."""
+        if self._search is None:
+            return 0.0
+        with torch.no_grad():
+            own, copied = self._forward(x, own=True), self._forward(x, own=False)
+        if own.shape != copied.shape:
+            return torch.inf
+        allowed = (0.1 if self._half else 1e-3) * own.abs().max()
+        difference = (own - copied).abs()
+        # Where the model's own logits are NaN, its samples will be named elsewhere.
+        alike = (difference <= allowed).where(own.isfinite(), True)
+        return 0.0 if bool(alike.all()) else float(difference.max())
 
     def normalized(self, x: Tensor) -> Tensor:
         """``(x - mean) / std``, what the module itself takes; ``x`` where the target has neither."""
@@ -281,12 +374,40 @@ class Target:
             x = x.to(torch.bfloat16)
         size = self.fixed_batch
         if size is None or len(x) == 0:
-            return self._checked(model(x), len(x))
+            return self._checked(self._call(model, x), len(x))
         padding = x[:1].detach().expand(-len(x) % size, *x.shape[1:])
         last = self.channels_last and model is not self.model and x.dim() == 4
         parts = torch.split(torch.cat([x, padding]), size)
-        logits = [self._checked(model(_laid_out(part, last)), size) for part in parts]
+        logits = [self._checked(self._call(model, _laid_out(part, last)), size) for part in parts]
         return torch.cat(logits)[: len(x)]
+
+    def _call(self, model: Model, x: Tensor) -> Any:
+        """``model(x)``, after which ``x`` holds what it did.
+
+        The first call is handed a copy, and tells whether the model writes into its input. One that does is
+        handed copies from then on; one that did not, and does it later, is refused: its iterate is lost.
+        """
+        copies = self._shared.writes is not False
+        given = x.clone() if copies else x
+        before = given._version
+        try:
+            logits = model(given)
+        except AssertionError as error:
+            if isinstance(model, torch.fx.GraphModule) and "Guard failed" in str(error):
+                raise ValueError(
+                    f"{self.name}: the model must take {len(x)} samples; got an exported program that says: "
+                    f"{_line(error)}. Export it with a dynamic first dimension, or hand over Target(model, "
+                    "fixed_batch=N) with the N that it was exported for"
+                ) from None
+            raise
+        writes = given._version != before
+        if writes and not copies:
+            raise ValueError(
+                f"{self.name}: the model must not write into its input; it did so, although not at its first "
+                "call: let it begin with x = x.clone()"
+            )
+        self._shared.writes = writes or bool(self._shared.writes)
+        return logits
 
     def _checked(self, logits: Any, count: int) -> Tensor:
         if not isinstance(logits, Tensor):
@@ -308,13 +429,26 @@ class Target:
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     def _prepare(self, model: nn.Module) -> None:
-        """Make the search copy, unless one of these very parameters is at hand."""
-        version = tuple((id(t), t._version) for t in (*model.parameters(), *model.buffers()))
-        if version == self._prepared_from:
+        """Make the search copy, unless one of the model as it is now is at hand."""
+        self._confirmed = self._fresh = False
+        shared, wanted = self._shared, self._half or self.channels_last or self._compile
+        if not (wanted or self._fold):
             return
+        state = _State.of(model)
+        if state == shared.prepared_from:
+            return
+        self._fresh = True
         search = folded(model) if self._fold else None
-        if search is None and (self._half or self.channels_last or self._compile):
-            search = copy.deepcopy(model).eval().requires_grad_(False)
+        if search is None and wanted:
+            try:
+                search = frozen_copy(model)
+            except Exception as error:
+                warnings.warn(
+                    f"{self.name}: the model cannot be copied ({type(error).__name__}: {_line(error)}), so "
+                    "the search runs on the model itself, in its own precision",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
         if search is not None:
             if self._half:
                 search.to(torch.bfloat16)
@@ -322,7 +456,7 @@ class Target:
                 search.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if self._compile:
                 search = torch.compile(search)  # type: ignore[assignment]
-        self._search, self._prepared_from, self._confirmed = search, version, False
+        shared.search, shared.prepared_from = search, state
 
 
 def _laid_out(x: Tensor, channels_last: bool) -> Tensor:
@@ -356,28 +490,131 @@ def in_bfloat16(precision: str, model: nn.Module, device: torch.device | None) -
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+class _State(NamedTuple):
+    """What a model is, as far as its modules and the bits of its tensors tell."""
+
+    modules: tuple[tuple[Any, ...], ...]  # names, identities, forwards of their own, settings
+    tensors: tuple[tuple[Any, ...], ...]
+    sums: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _State:
+        """One read of the weights. Versions are not enough: writing through ``.data``, a NumPy view or
+        another library leaves them as they were."""
+        modules = tuple(
+            (name, id(module), id(vars(module).get("forward")), *_settings(module))
+            for name, module in model.named_modules()
+        )
+        tensors = list(_tensors(model))
+        facts = tuple((id(t), t._version, t.dtype, t.shape, t.device) for t in tensors)
+        parts = [_sums(t) for t in tensors]
+        # One wait for each device, not for each tensor.
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for part in parts:
+            by_device.setdefault(part.device, []).append(part)
+        sums = tuple(value for some in by_device.values() for value in torch.cat(some).tolist())
+        return cls(modules, facts, sums)
+
+
+def _settings(module: nn.Module) -> Iterator[Any]:
+    """Such as a slope or an epsilon. Not integers, which may count the calls, and not the modes."""
+    for name, value in vars(module).items():
+        if isinstance(value, (float, str)) or (isinstance(value, bool) and name != "training"):
+            yield value
+
+
+_CHUNKS = 64
+
+
+def _sums(tensor: Tensor) -> Tensor:
+    """int64 sums over the bits of a tensor, a chunk each, so that what moves from one to another is seen."""
+    bits = _bits(tensor.detach()).reshape(-1)
+    if len(bits) % (2 * _CHUNKS) == 0 and bits.element_size() == 4:
+        bits = bits.view(torch.int64)  # twice as fast
+    whole = len(bits) // _CHUNKS * _CHUNKS
+    chunks = bits[:whole].view(_CHUNKS, -1).sum(1, dtype=torch.int64)
+    return torch.cat([chunks, bits[whole:].sum(dtype=torch.int64).unsqueeze(0)])
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The tensor's bits as integers, without a copy."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.view(kinds[tensor.element_size()])
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _refuse_unready(name: str, model: nn.Module) -> None:
+    """Raise ValueError for a model whose parameters cannot take part in a gradient."""
+    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(
+                f"{name}: the model must have its parameters; got {key}, which is made by the first forward: "
+                "call the model once before"
+            )
+        if tensor.is_inference():
+            raise ValueError(
+                f"{name}: the model must be made outside torch.inference_mode(), whose tensors take part in "
+                f"no gradient; got {key}, which was made in it"
+            )
+
+
 class _Snapshot:
     """What an attack could change of a module, and how to put it back."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.modes = [(module, module.training) for module in model.modules()]
+        # A frozen script has no modes.
+        self.modes = [(m, m.training) for m in model.modules() if hasattr(m, "training")]
         self.parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        # A buffer may be written to, or be replaced by another tensor under the same name.
-        self.buffers = [
-            (module, name, buffer, buffer._version, buffer.detach().clone())
+        # Scripts keep their buffers where Python cannot exchange them, but these can be written to.
+        self.registers = [
+            (module._buffers, dict(module._buffers))
             for module in model.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
+            if isinstance(module._buffers, dict)
         ]
+        self.buffers = [(b, b._version, b.detach().clone()) for b in model.buffers()]
 
     def restore(self) -> None:
         for module, training in self.modes:
             module.training = training
         for parameter, requires_grad in self.parameters:
-            parameter.requires_grad_(requires_grad)
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+        for register, buffers in self.registers:
+            # A buffer may have been replaced, added or taken away.
+            register.clear()
+            register.update(buffers)
         with torch.no_grad():
-            for module, name, buffer, version, value in self.buffers:
-                module._buffers[name] = buffer
-                # Unwritten buffers are left alone: copying would invalidate graphs that saved them.
-                if buffer._version != version:
+            # Unwritten buffers are left alone: copying would invalidate graphs that saved them. Their version
+            # does not tell: batch-norm's kernels do not count what they write.
+            for (buffer, _, value), written in zip(self.buffers, self._written(), strict=True):
+                if buffer.shape != value.shape:
+                    buffer.resize_(value.shape)
+                if written:
                     buffer.copy_(value)
+
+    def _written(self) -> list[bool]:
+        """Which buffers do not hold the bits that they did."""
+        found = [
+            buffer._version != version or buffer.shape != value.shape
+            for buffer, version, value in self.buffers
+        ]
+        unsure = [place for place, written in enumerate(found) if not written]
+        by_device: dict[torch.device, list[int]] = {}
+        for place in unsure:
+            by_device.setdefault(self.buffers[place][0].device, []).append(place)
+        for places in by_device.values():
+            pairs = (self.buffers[place] for place in places)
+            differ = torch.stack([(_bits(b.detach()) != _bits(value)).any() for b, _, value in pairs])
+            for place, written in zip(places, differ.tolist(), strict=True):
+                found[place] = written
+        return found
+
+
+def _line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")

@@ -244,9 +244,9 @@ class _Trades(_Standard):
         model, x = batch.model, batch.x
         with undisturbed(model, self.mode):
             with torch.no_grad():
-                usual = model(x).softmax(1)
+                usual = model(x.clone()).softmax(1)
             adv = self.attacked(batch, lambda logits: _divergence(logits, usual))
-        clean = model(x)
+        clean = model(x.clone())
         logits = model(adv)
         loss = F.cross_entropy(clean, batch.y)
         return loss + self.beta * _divergence(logits, clean.softmax(1)) / len(x), logits

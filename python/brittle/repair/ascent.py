@@ -57,7 +57,7 @@ class Ascent:
         """
         adv = self.start(x, ids, draw, eps)
         for _ in range(self.steps):
-            leaf = adv.detach().requires_grad_()
+            leaf = adv.detach().clone().requires_grad_()  # the model may write into its input
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half):
                 logits = model(leaf)
             (grad,) = torch.autograd.grad(loss(logits.to(x.dtype)), leaf)

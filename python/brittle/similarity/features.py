@@ -175,7 +175,7 @@ class LayerFeatures:
             if self._prepared:
                 self.target.logits(x, torch.arange(len(x)))
             else:
-                self.model(x)
+                self.model(x.clone())  # it may write into its input
         for layer, runs in (self._asked or {}).items():
             if not any(_entry(path, run or 0) in self._entries for path, run in runs):
                 raise ValueError(f"{self.name}: {self._nothing_from(layer, *runs[0])}")

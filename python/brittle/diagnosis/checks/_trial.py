@@ -90,7 +90,7 @@ def all_samples(op: str, data: Data, model: Callable[..., Any]) -> tuple[Tensor,
 
 def logits_of(op: str, model: nn.Module, x: Tensor) -> Tensor:
     """What the model gives for ``x``: floating point ``[N, C]``, C > 1."""
-    out = model(x)
+    out = model(x.clone())  # it may write into its input
     fits = isinstance(out, Tensor) and out.is_floating_point() and out.dim() == 2
     if not fits or len(out) != len(x) or out.shape[1] < 2:
         got = f"{out.dtype} {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__

@@ -204,7 +204,7 @@ def overfit_one_batch(
 
 def _plain_step(loss_fn: LossFunction) -> TrainStep:
     def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
-        loss = loss_fn(model(x), y)
+        loss = loss_fn(model(x.clone()), y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

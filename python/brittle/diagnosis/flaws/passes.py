@@ -110,7 +110,7 @@ class Pass:
     def forward(self, capture: Capture, x: Tensor) -> Tensor:
         """Logits with a graph; the capture holds what flowed."""
         capture.begin(x)
-        logits = self.target.model(self.target.normalized(x))
+        logits = self.target.model(self.target.normalized(x).clone())
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             got = f"{list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"{OP}: the model must return logits [N, C] with N = {len(x)}; got {got}")
@@ -206,7 +206,7 @@ class Pass:
         with lent, Capture(model, self.layers) as capture:
             leaf = x.detach().clone().requires_grad_()
             capture.begin(leaf)
-            model(self.target.normalized(leaf))
+            model(self.target.normalized(leaf).clone())
             missing = [name for name in self.features if name not in capture.flows]
             if missing:
                 raise ValueError(
@@ -223,7 +223,7 @@ class Pass:
         model = self.target.model
         assert isinstance(model, nn.Module)
         with self.target, torch.no_grad():
-            logits = model(self.target.normalized(x))
+            logits = model(self.target.normalized(x).clone())
         if not bool(logits.isfinite().all()):
             return
         self.right["clean"].append(int((logits.argmax(1) == y).sum()))

@@ -462,11 +462,12 @@ def read_run_json(out: str | Path) -> RunJson:
         ) from None
     except ValueError as error:
         raise RunStoreError(f"evaluate: {path} must be a run of format {FORMAT}; {error}") from None
-    bounds = found["fingerprint"]["bounds"]
-    if found["format"] != FORMAT or not found["sets"] or len(bounds) != 2:
+    bounds, batch = found["fingerprint"]["bounds"], found["fingerprint"]["fixed batch"]
+    if found["format"] != FORMAT or not found["sets"] or len(bounds) != 2 or not 1 <= batch < 2**31:
         raise RunStoreError(
-            f"evaluate: {path} must be a run of format {FORMAT}, with a data set and two bounds; got format "
-            f"{found['format']}, {len(found['sets'])} data sets and the bounds {bounds}"
+            f"evaluate: {path} must be a run of format {FORMAT}, with a data set, two bounds and batches of "
+            f"at least one sample; got format {found['format']}, {len(found['sets'])} data sets, the bounds "
+            f"{bounds} and batches of {batch}"
         )
     return found
 
