@@ -12,8 +12,9 @@ Bounds = tuple[float, float]
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def check_images(op: str, x: Tensor, bounds: Bounds) -> None:
-    """``x`` is a floating-point ``[N, ...]`` inside the bounds.
+def check_images(op: str, x: Tensor, bounds: Bounds, ids: Tensor | None = None) -> None:
+    """``x`` is a floating-point ``[N, ...]`` inside the bounds; samples that are not are named by ``ids``, or
+    by their place.
 
     A few units in the last place outside are let through: normalising and denormalising leaves them, and
     the kernels bring every result back inside.
@@ -33,9 +34,19 @@ def check_images(op: str, x: Tensor, bounds: Bounds) -> None:
     smallest, largest = (value.item() for value in x.detach().aminmax())
     slack = 4 * torch.finfo(x.dtype).eps * max(abs(lo), abs(hi), hi - lo)
     if not (smallest >= lo - slack and largest <= hi + slack):
+        rows = x.detach().flatten(1) if x.dim() > 1 else x.detach().unsqueeze(1)
+        inside = ((rows >= lo - slack) & (rows <= hi + slack)).all(1)
+        wrong = (~inside).nonzero().squeeze(1) if ids is None else ids[~inside]
+        got = f"values from {smallest} to {largest}" if smallest <= largest else "NaN"
         raise ValueError(
-            f"{op}: x must lie inside bounds ({lo}, {hi}); got values from {smallest} to {largest}"
+            f"{op}: x must lie inside bounds ({lo}, {hi}); got {got} in {len(wrong)} sample(s): {some(wrong)}"
         )
+
+
+def some(ids: Tensor) -> str:
+    """The first of some samples' ids."""
+    shown = ids[:20].tolist()
+    return ", ".join(map(str, shown)) + (", ..." if len(ids) > 20 else "")
 
 
 def check_labels(op: str, y: Tensor, x: Tensor) -> None:
@@ -83,6 +94,22 @@ def check_radius(op: str, name: str, value: float | Tensor) -> None:
     """A finite number >= 0; tensors are checked beside the samples that they are for."""
     if not isinstance(value, Tensor):
         check_scalar(op, name, value)
+
+
+def check_inside(op: str, name: str, eps: float | Tensor, norm: str, bounds: Bounds) -> None:
+    """In Linf, ``eps`` is at most the width of the bounds: beyond it every input is in every ball.
+
+    The usual slip is 8 for 8/255. A radius as large as the width is let through: it is where a search for the
+    smallest one may well begin.
+    """
+    width = bounds[1] - bounds[0]
+    largest = max(eps.flatten().tolist(), default=0.0) if isinstance(eps, Tensor) else eps
+    if norm == "linf" and largest > width * (1 + 1e-6):
+        lo, hi = bounds
+        raise ValueError(
+            f"{op}: {name} must be at most {width:g}, the width of the bounds ({lo:g}, {hi:g}), beyond which "
+            f"every input is in reach and nothing is proven; got {largest:g} (is it {largest:g}/255?)"
+        )
 
 
 def check_count(op: str, name: str, value: int, least: int = 1) -> int:

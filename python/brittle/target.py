@@ -400,6 +400,14 @@ class Target:
                     "fixed_batch=N) with the N that it was exported for"
                 ) from None
             raise
+        except RuntimeError as error:
+            if x.dtype == self.dtype or not isinstance(self.model, nn.Module) or model is not self.model:
+                raise
+            # Some models take other dtypes, and for those that do not this is why.
+            raise ValueError(
+                f"{self.name}: x must be {str(self.dtype)[6:]}, as the model's parameters are; got "
+                f"{str(x.dtype)[6:]}, at which it says: {_line(error)}"
+            ) from error
         writes = given._version != before
         if writes and not copies:
             raise ValueError(

@@ -153,14 +153,16 @@ def on_batch(
     seed: int,
     sample_ids: Tensor | None,
     bounds: Bounds | None,
+    precision: str | None,
 ) -> Tensor:
     """The functional form: the adversarial points of one batch, like ``x``."""
     op = attack.name
     check.check_seed(op, seed)
-    target = Target.of(model, op, bounds)
-    check.check_images(op, x, target.bounds)
+    target = Target.of(model, op, bounds, precision)
+    check.check_images(op, x, target.bounds, sample_ids)
     check.check_labels(op, y, x)
     eps = check.check_amount(op, "eps", attack.eps, x)
+    check.check_inside(op, "eps", eps, attack.norm, target.bounds)
     step_size = check.check_amount(op, "step_size", attack.step_length(eps), x)
     with target:
         check.check_device(op, x, target)

@@ -46,6 +46,7 @@ def bim(
     compat: str | None = None,
     seed: int = 0,
     sample_ids: Tensor | None = None,
+    precision: str | None = None,
 ) -> Tensor:
     """Iterated FGSM: sign steps from the clean point, each projected into the Linf ball.
 
@@ -56,7 +57,7 @@ def bim(
     take ``early_stop=False``: as for PGD.
 
     Args:
-        model, x, y, eps, loss, targeted, bounds, seed, sample_ids: as for :func:`brittle.fgsm`.
+        model, x, y, eps, loss, targeted, bounds, seed, sample_ids, precision: as for :func:`brittle.fgsm`.
         steps: gradient steps, >= 1; by default 10 (a peer's own number with ``compat``).
         step_size: in x's units, >= 0, a float or ``[N]``; by default ``eps / 5`` (a peer's own with
             ``compat``).
@@ -88,4 +89,4 @@ def bim(
         early_stop=early_stop,
         compat=compat,
     )
-    return on_batch(attack, model, x, y, seed=seed, sample_ids=sample_ids, bounds=bounds)
+    return on_batch(attack, model, x, y, seed=seed, sample_ids=sample_ids, bounds=bounds, precision=precision)

@@ -48,6 +48,7 @@ def fgsm(
     compat: str | None = None,
     seed: int = 0,
     sample_ids: Tensor | None = None,
+    precision: str | None = None,
 ) -> Tensor:
     """One step of length ``eps`` along the sign of the loss gradient, for every sample.
 
@@ -60,9 +61,10 @@ def fgsm(
     Args:
         model: an ``nn.Module`` or a callable that maps ``x`` to logits ``[N, C]``, used as it is; or a
             :class:`brittle.Target`, which searches on a faster copy.
-        x: ``[N, ...]``, floating point, inside ``bounds``. Any strides; a dense layout is kept.
+        x: ``[N, ...]``, floating point as the model takes it, inside ``bounds``. Any strides; a dense
+            layout is kept.
         y: int64 ``[N]``, the true labels, or the labels to reach if ``targeted``.
-        eps: size of the step in x's units, >= 0, a float or ``[N]``.
+        eps: size of the step in x's units, >= 0 and at most the width of the bounds, a float or ``[N]``.
         loss: ``"ce"``, ``"margin"`` or ``"dlr"``, see :mod:`brittle.losses`.
         targeted: descend towards ``y`` instead of ascending away from it.
         bounds: the smallest and the largest value of ``x``; by default (0, 1), or the target's.
@@ -70,6 +72,10 @@ def fgsm(
             library: its loss reduction, and rounding that may leave the recomputed distance one ulp above eps
                 (by default never).
         seed, sample_ids: accepted like every attack's; nothing here is random.
+        precision: None to use a module as it is; or, of a search on a prepared copy of it: ``"float32"``
+            (batch-norm folded, channels last), ``"bfloat16"``, or ``"auto"``, bfloat16 where the device
+            multiplies it natively. The copy is made for this one call; for more than one batch make a
+            :class:`brittle.Target`, which keeps it. The step is the copy's, and not certified.
 
     Returns:
         The adversarial points, like ``x``.
@@ -90,4 +96,4 @@ def fgsm(
         True
     """
     attack = FGSM(eps, loss=loss, targeted=targeted, compat=compat, early_stop=False)
-    return on_batch(attack, model, x, y, seed=seed, sample_ids=sample_ids, bounds=bounds)
+    return on_batch(attack, model, x, y, seed=seed, sample_ids=sample_ids, bounds=bounds, precision=precision)

@@ -60,6 +60,7 @@ def mifgsm(
     compat: str | None = None,
     seed: int = 0,
     sample_ids: Tensor | None = None,
+    precision: str | None = None,
 ) -> Tensor:
     """Sign steps along a decaying sum of normalised gradients.
 
@@ -70,7 +71,7 @@ def mifgsm(
     that is all zero adds nothing, and the sample goes on along what it has accumulated.
 
     Args:
-        model, x, y, eps, loss, targeted, bounds, seed, sample_ids: as for :func:`brittle.fgsm`.
+        model, x, y, eps, loss, targeted, bounds, seed, sample_ids, precision: as for :func:`brittle.fgsm`.
         steps: gradient steps, >= 1; by default 10 (a peer's own number with ``compat``).
         step_size: in x's units, >= 0, a float or ``[N]``; by default ``eps / steps`` (a peer's own with
             ``compat``).
@@ -108,4 +109,4 @@ def mifgsm(
         early_stop=early_stop,
         compat=compat,
     )
-    return on_batch(attack, model, x, y, seed=seed, sample_ids=sample_ids, bounds=bounds)
+    return on_batch(attack, model, x, y, seed=seed, sample_ids=sample_ids, bounds=bounds, precision=precision)

@@ -95,6 +95,7 @@ def pgd(
     targets: int = 0,
     l1_quantile: float = 0.99,
     early_stop: bool = True,
+    precision: str | None = None,
 ) -> Tensor:
     """Projected gradient descent in the Linf, L2 or L1 ball.
 
@@ -117,9 +118,11 @@ def pgd(
     Args:
         model: an ``nn.Module`` or a callable that maps ``x`` to logits ``[N, C]``, used as it is; or a
             :class:`brittle.Target`, which searches on a faster copy and certifies every success.
-        x: ``[N, ...]``, floating point, inside ``bounds``. Any strides; a dense layout is kept.
+        x: ``[N, ...]``, floating point as the model takes it, inside ``bounds``. Any strides; a dense
+            layout is kept.
         y: int64 ``[N]``, the true labels, or the labels to reach if ``targeted``.
-        eps: radius of the ball in x's units, >= 0, a float or ``[N]``.
+        eps: radius of the ball in x's units, >= 0 and in Linf at most the width of the bounds, a float or
+            ``[N]``.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         steps: gradient steps per attempt, >= 1; by default 40 (a peer's own number with ``compat``).
         step_size: in x's units and the same norm, >= 0, a float or ``[N]``; by default ``2.5 * eps / steps``,
@@ -141,6 +144,10 @@ def pgd(
         targets: aim for so many of the likeliest other classes, one after the other; 0: just leave the label.
         l1_quantile: of the gradient's magnitudes, above which elements move in an L1 step; in [0, 1).
         early_stop: see above; no effect with ``compat``.
+        precision: None to use a module as it is; or, of a search on a prepared copy of it: ``"float32"``
+            (batch-norm folded, channels last), ``"bfloat16"``, or ``"auto"``, bfloat16 where the device
+            multiplies it natively. The copy is made for this one call; for more than one batch make a
+            :class:`brittle.Target`, which keeps it. Every success is certified by the module itself.
 
     Returns:
         The adversarial points, like ``x``.
@@ -180,4 +187,4 @@ def pgd(
         l1_quantile=l1_quantile,
         early_stop=early_stop,
     )
-    return on_batch(attack, model, x, y, seed=seed, sample_ids=sample_ids, bounds=bounds)
+    return on_batch(attack, model, x, y, seed=seed, sample_ids=sample_ids, bounds=bounds, precision=precision)

@@ -53,6 +53,7 @@ def rfgsm(
     compat: str | None = None,
     seed: int = 0,
     sample_ids: Tensor | None = None,
+    precision: str | None = None,
 ) -> Tensor:
     """A random sign step, then FGSM with what is left of ``eps``.
 
@@ -60,7 +61,7 @@ def rfgsm(
         adv   = project(adv_0 + step_size * sign(grad loss(adv_0)))
 
     Args:
-        model, x, y, eps, loss, targeted, bounds: as for :func:`brittle.fgsm`.
+        model, x, y, eps, loss, targeted, bounds, precision: as for :func:`brittle.fgsm`.
         steps: gradient steps, >= 1; by default 1.
         step_size: of a gradient step, in x's units, >= 0, a float or ``[N]``; by default ``eps / 2``.
         early_stop: leave alone what the model gets wrong unattacked; False: the step for every sample.
@@ -95,4 +96,4 @@ def rfgsm(
         early_stop=early_stop,
         compat=compat,
     )
-    return on_batch(attack, model, x, y, seed=seed, sample_ids=sample_ids, bounds=bounds)
+    return on_batch(attack, model, x, y, seed=seed, sample_ids=sample_ids, bounds=bounds, precision=precision)

@@ -10,7 +10,7 @@ from torch import Tensor
 from brittle import _checks as check
 from brittle.attacks.base import Attack, column, plan_of
 from brittle.attacks.compat import run_as_peer
-from brittle.data import Data, batches
+from brittle.data import Data, Samples, batches, known_length
 from brittle.engine import Chunk, Engine, distances
 from brittle.progress import bar
 from brittle.result import AttackResult, Ledger, Sink
@@ -22,7 +22,7 @@ Progress = bool | Callable[[int, int | None], None]
 def attack(
     target: Model | Target,
     attack: Attack,
-    data: Data,
+    data: Data | Samples,
     *,
     slots: int = 256,
     seed: int = 0,
@@ -45,9 +45,10 @@ def attack(
     Args:
         target: a :class:`brittle.Target`; or a module or callable, used as it is.
         attack: for example ``brittle.attacks.PGD(8 / 255, steps=40)``.
-        data: a pair of tensors ``(x, y)``, or an iterable of batches ``(x, y)`` such as a DataLoader. Batches
-            may carry int64 sample ids as a third item; otherwise samples are numbered as they come. Batches
-            are moved to the model's device.
+        data: a pair ``(x, y)`` of tensors or arrays; a map-style data set, or a list, of pairs of a tensor
+            and a label; or an iterable of batches ``(x, y)`` such as a DataLoader. Batches may carry int64
+            sample ids as a third item; otherwise samples are numbered as they come. 8-bit images that are no
+            tensors yet are divided by 255. Batches are moved to the model's device.
         slots: samples at a time. Where memory runs out it is halved, with a warning, and the run goes on.
         seed: of random starts, 64 bits.
         keep: keep the adversarial points in the result; by default where the data is a pair of tensors.
@@ -85,7 +86,7 @@ def attack(
     if keep is None:
         keep = isinstance(data, tuple) and sink is None
     lent = Target.of(target, op)
-    total = len(data[0]) if isinstance(data, tuple) and len(data) == 2 else None
+    total = known_length(data)
     done = frozenset() if resume is None else frozenset(resume.sample_ids.tolist())
     with bar(progress, op, None if total is None else total - len(done)) as tick, lent:
         ledger = Ledger(
@@ -114,7 +115,7 @@ def chunks_of(
     op: str,
     attack: Attack,
     target: Target,
-    data: Data,
+    data: Data | Samples,
     slots: int,
     *,
     epsilons: Sequence[float] | None = None,
@@ -131,10 +132,13 @@ def chunks_of(
         epsilons: radii for every sample instead of the attack's own.
         done: ids of samples to leave out.
     """
+    for eps in [attack.eps] if epsilons is None else epsilons:
+        name = "eps" if epsilons is None else "epsilons"
+        check.check_inside(op, name, eps, attack.norm, target.bounds)
     first = 0
     shape = None
     for x, y, ids in batches(op, data, slots, target):
-        check.check_images(op, x, target.bounds)
+        check.check_images(op, x, target.bounds, ids)
         check.check_labels(op, y, x)
         check.check_device(op, x, target)
         if shape is not None and x.shape[1:] != shape:

@@ -13,7 +13,7 @@ from brittle import _checks as check
 from brittle.attacks import FGSM, PGD, Attack
 from brittle.attacks.base import plan_of
 from brittle.attacks.run import Progress, chunks_of
-from brittle.data import Data
+from brittle.data import Data, Samples, known_length
 from brittle.engine import Attempts, Chunk, Engine, Plan, Rows, Rule, distances, start_warm_or_cold
 from brittle.losses import attack_loss
 from brittle.ops import sign_sweep
@@ -88,7 +88,7 @@ class Curve:
 
 def accuracy_vs_epsilon(
     model: Model | Target,
-    data: Data,
+    data: Data | Samples,
     epsilons: Sequence[float],
     attack: str | Attack = "fgsm",
     *,
@@ -176,6 +176,8 @@ def accuracy_vs_epsilon(
     lent = Target.of(model, op, bounds)
     spent = lent.forwards, lent.backwards
     total = known_length(data)
+    for eps in values:
+        check.check_inside(op, "epsilons", eps, attack.norm, lent.bounds)
     with bar(bool(progress) if progress is None else progress, op, total) as tick, lent:
         run = Run(op, lent, attack, data, batch_size, seed, tick, total)
         if isinstance(attack, FGSM):
@@ -193,7 +195,7 @@ class Run:
     op: str
     target: Target  # entered
     attack: Attack
-    data: Data
+    data: Data | Samples
     slots: int
     seed: int
     tick: Tick | None
@@ -230,11 +232,6 @@ def check_verdicts(op: str, attack: Attack) -> None:
         raise ValueError(f"{op}: attack must have early_stop=True; got {attack}")
     if attack.compat is not None:
         raise ValueError(f"{op}: attack must have compat=None; got {attack}")
-
-
-def known_length(data: Data) -> int | None:
-    """The number of samples, where the data is a pair of tensors."""
-    return len(data[0]) if isinstance(data, tuple) and len(data) == 2 else None
 
 
 def _named(

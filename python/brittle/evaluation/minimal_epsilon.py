@@ -14,9 +14,9 @@ from brittle import _checks as check
 from brittle.attacks import PGD, Attack
 from brittle.attacks.base import plan_of
 from brittle.attacks.run import Progress, step_length_at
-from brittle.data import Data
+from brittle.data import Data, Samples, known_length
 from brittle.engine import Rows, Rule, distances, start_warm_or_cold
-from brittle.evaluation.curve import NORM_NAMES, Curve, Run, check_epsilons, check_verdicts, known_length
+from brittle.evaluation.curve import NORM_NAMES, Curve, Run, check_epsilons, check_verdicts
 from brittle.progress import bar
 from brittle.target import Bounds, Model, Target
 
@@ -127,7 +127,7 @@ class MinimalEpsilon:
 
 def minimal_epsilon(
     model: Model | Target,
-    data: Data,
+    data: Data | Samples,
     attack: Attack | None = None,
     *,
     upper: float,
@@ -202,6 +202,7 @@ def minimal_epsilon(
         raise ValueError(f"{op}: tolerance must be finite and > 0; got {tolerance}")
     keep = isinstance(data, tuple) if keep is None else keep
     lent = Target.of(model, op, bounds)
+    check.check_inside(op, "upper", upper, attack.norm, lent.bounds)
     spent = lent.forwards, lent.backwards
     total = known_length(data)
     with bar(progress, op, total) as tick, lent:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from brittle import _checks as check
-from brittle.data import Data, batches
+from brittle.data import Data, Samples, batches, known_length
 from brittle.evaluation.scores import Answers, Scores, answers, concatenate
 from brittle.noise.functional import apply
 from brittle.target import Model, Target
@@ -104,7 +104,7 @@ class NoiseSweep:
 
 def noise_sweep(
     model: Model,
-    data: Data,
+    data: Data | Samples,
     kinds: Sequence[str] = tuple(SEVERITIES),
     severities: Mapping[str, Sequence[float]] | None = None,
     *,
@@ -158,10 +158,10 @@ def noise_sweep(
     plan = _plan(op, kinds, severities, bounds)
     collected: list[list[Answers]] = [[] for _ in range(1 + len(plan))]
     all_ids: list[Tensor] = []
-    done, total = 0, len(data[0]) if isinstance(data, tuple) else None
+    done, total = 0, known_length(data)
     with Target.of(model, op) as target:
         for x, y, ids in batches(op, data, batch_size, target):
-            check.check_images(op, x, bounds)
+            check.check_images(op, x, bounds, ids)
             check.check_labels(op, y, x)
             check.check_device(op, x, target)
             if len(x) == 0:

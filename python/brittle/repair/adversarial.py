@@ -131,6 +131,7 @@ def adversarial_train(
     check.check_choice(_NAME, "mode", mode, MODES)
     check.check_choice(_NAME, "precision", precision, PRECISIONS)
     check.check_scalar(_NAME, "eps", eps)
+    check.check_inside(_NAME, "eps", eps, norm, bounds)
     check.check_scalar(_NAME, "beta", beta)
     check.check_count(_NAME, "epochs", epochs)
     check.check_count(_NAME, "replays", replays)

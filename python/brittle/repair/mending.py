@@ -116,6 +116,7 @@ def mend(
         if isinstance(data, Iterator):
             raise ValueError(f"{_OP}: {name} must be iterable anew for each epoch; got an iterator")
     eps = 8 / 255 * (bounds[1] - bounds[0]) if eps is None else check.check_scalar(_OP, "eps", eps)
+    check.check_inside(_OP, "eps", eps, "linf", bounds)
     work = _Work(
         train, validation, untrained, epochs, tolerance, eps, bounds, samples, batch_size, seed, progress
     )

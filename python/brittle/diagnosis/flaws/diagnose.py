@@ -114,6 +114,7 @@ def diagnose(
     if eps is None:
         eps = 8 / 255 * (lent.bounds[1] - lent.bounds[0])
     check.check_radius(OP, "eps", eps)
+    check.check_inside(OP, "eps", eps, "linf", lent.bounds)
     with bar(progress, OP, None) as tick, torch.random.fork_rng(devices=[]):
         done = 0
 

@@ -85,6 +85,9 @@ class Settings:
         given = _by_norm("epsilons", epsilons, norms)
         scale = bounds[1] - bounds[0]
         radii = {n: _radii(given[n]) if n in given else tuple(scale * e for e in EPSILONS[n]) for n in norms}
+        for norm, values in radii.items():
+            for eps in values:
+                check.check_inside(op, "epsilons", eps, norm, bounds)
         wished = _by_norm("reported", reported, norms)
         spoken_of = {n: _reported(n, radii[n], wished.get(n), scale) for n in norms}
         return cls(
