@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from brittle.attacks.rfgsm import rfgsm
     from brittle.attacks.run import attack
     from brittle.result import AttackResult, GradientMaskingWarning
-    from brittle.target import Target
+    from brittle.target import RandomisedModelWarning, Target
 
 __all__ = [
     "AttackResult",
     "GradientMaskingWarning",
+    "RandomisedModelWarning",
     "Target",
     "__version__",
     "attack",
@@ -62,6 +63,7 @@ __all__ = [
 _HOME = {
     "AttackResult": "brittle.result",
     "GradientMaskingWarning": "brittle.result",
+    "RandomisedModelWarning": "brittle.target",
     "Target": "brittle.target",
     **dict.fromkeys(("attack", "bim", "fgsm", "mifgsm", "pgd", "rfgsm"), "brittle.attacks"),
 }

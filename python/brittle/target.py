@@ -22,6 +22,20 @@ Bounds = tuple[float, float]
 
 _CONFIRMING = 16  # samples
 
+#: How often a model whose answers waver is asked about a success, and in what share of the answers it must
+#: hold: a search asks at every step, and half of them would come about by luck. The first few answers, of
+#: which more than half must hold, spare the others most of the time.
+ANSWERS, SHARE, FIRST_ANSWERS = 100, 0.6, 15
+
+# By how much logits may move where the batch does, relative to the largest: rounding, in the model's dtype.
+_REGROUPED = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
+_REPEATED_ON_DEVICE = 1e-4  # in two forwards of one batch, of kernels that add in any order
+
+
+class RandomisedModelWarning(UserWarning):
+    """What the model answers about a sample does not depend on that sample alone."""
+
+
 PRECISIONS = ("float32", "bfloat16", "auto")
 
 
@@ -144,6 +158,8 @@ class Target:
         self._compile = compile
         self._labels = (0, 0)
         self._confirmed = self._fresh = False  # the search copy, in this run
+        self._wavers: bool | None = None  # the model's answers, in this run
+        self._company = torch.empty(0)  # samples to ask it among, where its batches mix
         self._frozen: list[nn.Parameter] = []
         self._undo = ExitStack()
 
@@ -247,6 +263,7 @@ class Target:
                 self._frozen = [part for part in self.model.parameters() if part.requires_grad]
                 for part in self._frozen:
                     part.requires_grad_(False)
+            self._wavers, self._company = None, torch.empty(0)
             self._shared.runs += 1
             undo.callback(self._end)
             self._undo = undo.pop_all()
@@ -310,6 +327,82 @@ class Target:
         self.backwards += len(x)
         (grad,) = torch.autograd.grad(losses.sum() if reduction == "sum" else losses.mean(), leaf)
         return Evaluation(logits.detach(), losses.detach(), grad)
+
+    def probe(self, x: Tensor) -> bool:
+        """Whether what the model answers about a sample depends on more than that sample: it wavers. Asked
+        once a run, with its first samples, and answered with a warning.
+
+        The same samples are given to the model twice, which tells of numbers drawn in its forward and of
+        state that moves, and then in two halves, which tells of batches whose samples mix.
+        """
+        if self._wavers is not None or len(x) == 0:
+            return bool(self._wavers)
+        some = x[:_CONFIRMING]
+        with torch.no_grad():
+            try:
+                once, again = self._forward(some, own=True), self._forward(some, own=True)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                return self.probe(some[: len(some) // 2])  # of none, nothing is known; who attacks will tell
+            halves = torch.cat([self._forward(half, own=True) for half in some.chunk(2)])
+        largest = once.abs().where(once.isfinite(), 0).max()
+        exact = 0.0 if x.device.type == "cpu" else _REPEATED_ON_DEVICE * largest
+        drawn, mixed = _largest(once - again), _largest(once - halves)
+        self._wavers = True
+        consequence = (
+            f"A point counts as adversarial only if it is so in {SHARE:.0%} of {ANSWERS} repeated forwards"
+        )
+        if drawn > exact:
+            warnings.warn(
+                f"{self.name}: the model gave other logits for the same samples the second time (by up to "
+                f"{drawn:.3g}): it draws random numbers, or keeps state, in evaluation mode. {consequence}; "
+                "fix what is random in it, or average over it, for a verdict that can be repeated",
+                RandomisedModelWarning,
+                stacklevel=3,
+            )
+        elif mixed > _REGROUPED.get(self.dtype, 1e-4) * largest:
+            warnings.warn(
+                f"{self.name}: the model gave other logits for the same samples among fewer others (by up "
+                f"to {mixed:.3g}): what it answers depends on the whole batch, as batch-norm in training "
+                f"mode does. {consequence}, each in other company",
+                RandomisedModelWarning,
+                stacklevel=3,
+            )
+            self._company = some.clone()
+        else:
+            self._wavers = False
+        return self._wavers
+
+    def holds(
+        self, x: Tensor, sample_ids: Tensor, succeeded: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Of a model that wavers: whether successes at ``x`` hold when it is asked again.
+
+        Args:
+            x: the points.
+            sample_ids: int64 ``[N]``.
+            succeeded: of predictions int64 ``[n]`` and the places in ``x`` that they are for, bool ``[n]``.
+
+        Returns:
+            bool ``[N]``, and int64 ``[N]``, how often each point was asked about.
+        """
+        places, asked = torch.arange(len(x), device=x.device), torch.zeros_like(sample_ids)
+        for count, share in ((FIRST_ANSWERS, 0.5), (ANSWERS, SHARE)):
+            successes = torch.zeros(len(x), device=x.device, dtype=torch.int64)
+            for _ in range(count if len(places) else 0):
+                # In another order, in two parts, among the run's first samples: none keeps its company.
+                order = places[torch.randperm(len(places), device=x.device)]
+                for part in order.chunk(2):
+                    points = torch.cat([x[part], self._company]) if len(self._company) else x[part]
+                    ids = torch.cat([sample_ids[part], sample_ids.new_full((len(self._company),), -1)])
+                    shuffled = torch.randperm(len(points), device=x.device)
+                    predicted = torch.empty_like(ids)
+                    predicted[shuffled] = self.logits(points[shuffled], ids[shuffled]).argmax(1)
+                    successes[part] += succeeded(predicted[: len(part)], part)
+            asked[places] += count
+            places = places[successes[places] > share * count - 0.5]
+        return torch.zeros_like(asked, dtype=torch.bool).index_fill(0, places, True), asked
 
     def confirm_copy(self, x: Tensor) -> bool:
         """Whether the search copy computes what the model does; compared once a run, on its first samples.
@@ -513,7 +606,7 @@ class _State(NamedTuple):
             (name, id(module), id(vars(module).get("forward")), *_settings(module))
             for name, module in model.named_modules()
         )
-        tensors = list(_tensors(model))
+        tensors = [tensor for tensor in _tensors(model) if not tensor.is_meta]
         facts = tuple((id(t), t._version, t.dtype, t.shape, t.device) for t in tensors)
         parts = [_sums(t) for t in tensors]
         # One wait for each device, not for each tensor.
@@ -612,7 +705,7 @@ class _Snapshot:
             buffer._version != version or buffer.shape != value.shape
             for buffer, version, value in self.buffers
         ]
-        unsure = [place for place, written in enumerate(found) if not written]
+        unsure = [k for k, written in enumerate(found) if not (written or self.buffers[k][0].is_meta)]
         by_device: dict[torch.device, list[int]] = {}
         for place in unsure:
             by_device.setdefault(self.buffers[place][0].device, []).append(place)
@@ -622,6 +715,17 @@ class _Snapshot:
             for place, written in zip(places, differ.tolist(), strict=True):
                 found[place] = written
         return found
+
+
+def _largest(difference: Tensor) -> float:
+    return float(difference.abs().nan_to_num(0.0).max()) if difference.numel() else 0.0
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory ran out, on whatever device."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        text in str(error) for text in ("out of memory", "not enough memory", "can't allocate memory")
+    )
 
 
 def _line(error: BaseException) -> str:

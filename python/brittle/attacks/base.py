@@ -172,7 +172,9 @@ def on_batch(
             return clean
         if attack.compat is not None:
             return run_as_peer(attack, target, clean, labels, ids, eps, step_size, seed)
-        rule, settings = attack.rule(target.bounds, seed), attack.settings(len(x))
+        # Training and one-step attacks want no verdict, and would pay for the question at every batch.
+        asks = attack.early_stop and attack.step_count > 1
+        rule, settings = attack.rule(target.bounds, seed), attack.settings(len(x), ask_again=asks)
         ledger = Ledger(keep=True, device=clean.device)
         chunk = Chunk(clean, labels, ids, torch.arange(len(x)), column(eps, clean), column(step_size, clean))
         if attack.step_count == 1 and not settings.early_stop and not settings.keep_start:

@@ -192,6 +192,9 @@ def _as_peer(attack: Attack, target: Target, chunk: Chunk, seed: int, ledger: Le
     count = torch.full_like(y, attack.step_count)
     no = torch.zeros_like(success)
     distance = distances(adv, clean, attack.norm)
+    certified = success & (distance <= eps)
+    if target.probe(clean):
+        certified &= target.holds(adv, ids, lambda p, at: (p == y[at]) == attack.targeted)[0]
     ledger.record(
         chunk.places,
         adv,
@@ -210,5 +213,5 @@ def _as_peer(attack: Attack, target: Target, chunk: Chunk, seed: int, ledger: Le
         nonfinite_gradient=no,
         stalled=no,
         cycled=no,
-        certified=success & (distance <= eps),
+        certified=certified,
     )

@@ -14,7 +14,7 @@ from brittle.engine.plan import Plan, Rule, Settings
 from brittle.engine.rows import Chunk, Rows, joined
 from brittle.losses import attack_loss
 from brittle.result import Ledger
-from brittle.target import Target
+from brittle.target import Target, out_of_memory
 
 
 class Engine:
@@ -46,6 +46,7 @@ class Engine:
         self._rows: Rows | None = None
         self._free = self._trace = torch.zeros(0, dtype=torch.int64)
         self._late = False
+        self._wavers = False
         self._flags: deque[LateFlags] = deque()
         self._graph: Graph | None = None
         # Started, and waiting for a slot; for the forward after the last step; for the caller's own model to
@@ -145,6 +146,7 @@ class Engine:
         settings = self.settings
         self.target.expect_labels(chunk.label)
         self.own = self.own or not self.target.confirm_copy(chunk.clean)
+        self._wavers = self.settings.ask_again and self.target.probe(chunk.clean[: self.slots])
         goals = chunk.label.new_zeros(len(chunk.label), settings.targets)
         predicted = None
         # Where a copy is searched on, its word on the clean samples is not enough.
@@ -162,7 +164,7 @@ class Engine:
         rows.predicted.copy_(predicted)
         if not asks:
             return rows
-        needless, needing = rows.split(self._succeeded(predicted, rows))
+        needless, needing = rows.split(self._asked_again(rows, self._succeeded(predicted, rows), chunk.clean))
         if needless is not None:
             needless.attempt.fill_(-1)
             needless.fooled.fill_(True)
@@ -175,14 +177,15 @@ class Engine:
         rows = self._rows
         assert rows is not None
         try:
-            if rows.clean.is_cuda:
+            # What wavers is asked again, for as many rows as it takes: nothing to capture.
+            if rows.clean.is_cuda and not self._wavers:
                 if self._graph is None:
                     self._graph = Graph(self._step, rows, self.target)
                 status = self._graph.replay()
             else:
                 status = self._step(rows)
         except RuntimeError as error:
-            if not _out_of_memory(error) or len(rows) == 1:
+            if not out_of_memory(error) or len(rows) == 1:
                 raise
             self._halve(rows, error)
             return
@@ -205,6 +208,8 @@ class Engine:
         top, predicted = found.logits.max(1)
         alive = rows.alive
         success = alive & self._succeeded(predicted, rows)
+        if settings.early_stop:
+            success = self._asked_again(rows, success, rows.adv)
         self._keep(rows, found.loss, predicted, success, alive)
         walks = alive & (rows.counter < self.rule.steps)
         rows.forwards.add_(alive)
@@ -233,7 +238,7 @@ class Engine:
         rows.history.scatter_(1, at, fingerprint.unsqueeze(1))
         rows.counter.add_(walks)
         rows.steps.add_(walks)
-        if not self.rule.memoryless:
+        if not self.rule.memoryless or self._wavers:
             return torch.zeros_like(walks)
         # Of booleans, a sum over rows takes a seventh of the time of any().
         cycles = walks & (seen.sum(1) > 0)
@@ -301,13 +306,18 @@ class Engine:
         self._last.clear()
         logits = self._forward(rows.adv, rows.ids, own=self.own)
         predicted = logits.argmax(1)
-        self._keep(rows, self._loss(rows)(logits), predicted, self._succeeded(predicted, rows))
+        success = self._succeeded(predicted, rows)
+        if self.settings.early_stop:
+            success = self._asked_again(rows, success, rows.adv)
+        self._keep(rows, self._loss(rows)(logits), predicted, success)
         rows.forwards.add_(1)
         self._conclude(rows)
 
     def _conclude(self, rows: Rows) -> None:
         """An attempt is over: what a copy of the model found goes to the model itself first."""
-        if self.own:
+        if self._wavers and not self.settings.early_stop:
+            rows.fooled.copy_(self._asked_again(rows, rows.fooled.clone(), rows.kept))
+        if self.own or self._wavers:
             self._advance(rows)
             return
         found, failed = rows.split(rows.fooled)
@@ -315,6 +325,20 @@ class Engine:
             self._found.append(found)
         if failed is not None:
             self._advance(failed)
+
+    def _asked_again(self, rows: Rows, success: Tensor, points: Tensor) -> Tensor:
+        """Of a model whose answers waver, the successes at ``points`` that hold when it is asked again."""
+        places = success.nonzero().squeeze(1) if self._wavers else success[:0]
+        if len(places) == 0:
+            return success
+        label, targeted = rows.label[places], self.settings.targeted
+
+        def succeeded(predicted: Tensor, at: Tensor) -> Tensor:
+            return predicted == label[at] if targeted else predicted != label[at]
+
+        holds, asked = self.target.holds(points.index_select(0, places), rows.ids[places], succeeded)
+        rows.forwards[places] += asked
+        return success.index_put((places,), holds)
 
     def _certify(self) -> None:
         """Ask the caller's own model about what the search found."""
@@ -390,7 +414,7 @@ class Engine:
             try:
                 parts.append(self.target.logits(x[part], ids[part], own=own))
             except RuntimeError as error:
-                if not _out_of_memory(error) or self.slots == 1:
+                if not out_of_memory(error) or self.slots == 1:
                     raise
                 self._shrink(self.slots // 2, error)
                 continue
@@ -446,9 +470,3 @@ def _likeliest_others(name: str, logits: Tensor, label: Tensor, count: int) -> T
 def _due(waiting: list[Rows], slots: int, idle: bool) -> bool:
     """Whether there are enough to fill the slots, or nothing else to do."""
     return bool(waiting) and (idle or sum(map(len, waiting)) >= slots)
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        text in str(error) for text in ("out of memory", "not enough memory", "can't allocate memory")
-    )

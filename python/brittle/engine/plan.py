@@ -138,6 +138,8 @@ class Settings:
         keep_start: the start may be what is kept. Off for one-step attacks, whose result is their step.
         check_clean: ask the model about the clean samples first: those it gets wrong need no attack. Without,
             the first iterate tells, if it is the clean sample.
+        ask_again: look whether the model's answers waver, and if so count a success only if it holds in most
+            of repeated forwards. Off where no verdict is wanted.
         late: read flags one turn late, as on a GPU. None: where the data is on one.
     """
 
@@ -149,4 +151,5 @@ class Settings:
     shortcuts: bool = True
     keep_start: bool = True
     check_clean: bool = True
+    ask_again: bool = True
     late: bool | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -254,6 +255,7 @@ def _sweep(run: Run, epsilons: Sequence[float]) -> tuple[Tensor, Tensor]:
         x, y, ids = chunk.clean, chunk.label, chunk.ids
         target.expect_labels(y)
         own = not target.confirm_copy(x)
+        wavers = target.probe(x)
         found = target.evaluate(x, _loss(run.attack, y), own=own)
         nan = found.logits.isnan().any(1)
         if nan.any():
@@ -264,6 +266,11 @@ def _sweep(run: Run, epsilons: Sequence[float]) -> tuple[Tensor, Tensor]:
             *(target.logits(adv, ids) for adv in sign_sweep(x, found.gradient, epsilons, target.bounds)),
         ]
         holds = torch.stack([(logits.argmax(1) == y) != targeted for logits in answers])
+        if wavers:
+            # What was fooled must be so again.
+            points = [x, *sign_sweep(x, found.gradient, epsilons, target.bounds)]
+            fooled = partial(_fooled, y, targeted)
+            holds |= ~torch.stack([target.holds(point, ids, fooled)[0] for point in points])
         correct.append((holds[0] & holds[1:]).cpu())
         all_ids.append(ids.cpu())
         if run.tick is not None:
@@ -271,6 +278,10 @@ def _sweep(run: Run, epsilons: Sequence[float]) -> tuple[Tensor, Tensor]:
     if not all_ids:
         return torch.zeros(len(epsilons), 0, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
     return torch.cat(correct, 1), torch.cat(all_ids)
+
+
+def _fooled(y: Tensor, targeted: bool, predicted: Tensor, places: Tensor) -> Tensor:
+    return (predicted == y[places]) == targeted
 
 
 def _loss(attack: Attack, y: Tensor) -> Loss:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -163,7 +164,20 @@ def layer_similarity(
         raise ValueError(
             f"{op}: data must have batches of >= {measure.least} samples for metric={metric!r}; got none"
         )
-    return LayerSimilarity(measure.values().cpu(), *names, metric, samples)
+    values = measure.values().cpu()
+    for layers, undefined in ((names[0], values.isnan().all(1)), (names[1], values.isnan().all(0))):
+        nameless = [layer for layer, nan in zip(layers, undefined.tolist(), strict=True) if nan]
+        if nameless:
+            some = ", ".join(map(repr, nameless[:10])) + (", ..." if nameless[10:] else "")
+            warnings.warn(
+                f"{op}: similarity is undefined (nan) for layers whose features are the same for every "
+                f"sample or not finite; got {some}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        if b is None:
+            break
+    return LayerSimilarity(values, *names, metric, samples)
 
 
 def linear_cka(features: Sequence[Tensor], features_b: Sequence[Tensor] | None = None) -> Tensor:
