@@ -66,12 +66,17 @@ def by_norm(
     return found or None
 
 
+def require_utf8(command: str, option: str, text: str) -> None:
+    """Raise ValueError for a path or name that no report could hold."""
+    if text != text.encode(errors="replace").decode():
+        raise ValueError(f"{command}: {option} must be in UTF-8; got {text!r}")
+
+
 def named_data(command: str, texts: Sequence[str]) -> dict[str, str]:
     """Data sets by name, from ``NAME=PATH`` or ``PATH``, whose last part is the name then."""
     found: dict[str, str] = {}
     for text in texts:
-        if text != text.encode(errors="replace").decode():
-            raise ValueError(f"{command}: --data must be in UTF-8; got {text!r}")
+        require_utf8(command, "--data", text)
         name, equals, place = text.partition("=")
         # What is too long to exist is no error here; os.path answers where pathlib raises.
         if not equals or os.path.exists(text):
