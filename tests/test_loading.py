@@ -196,7 +196,7 @@ class TestSafetensors:
                 load_model(f"{code}:build", path)
         with pytest.raises(ValueError, match="No such file"):
             load_model(f"{code}:build", tmp_path / "elsewhere")
-        with pytest.raises(ValueError, match="Is a directory"):
+        with pytest.raises(ValueError, match="it is a folder"):
             load_model(f"{code}:build", tmp_path)
 
 
