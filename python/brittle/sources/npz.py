@@ -24,10 +24,12 @@ from brittle.sources.arrays import Tensors, check_groups, check_inputs, check_la
 
 _NAMES = ("classes", "groups")
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ENTRY = b"PK\1\2"  # begins each entry of an archive's directory
 _CHUNK = 1 << 20  # bytes unpacked or summed at a time
 _LONGEST_NAME = 4096  # bytes, 4 for a character
 _MOST_NAMES = 1 << 28  # bytes of an array of names
-_LARGEST_AXIS = 1 << 48
+_MOST_AXES, _LARGEST_AXIS = 32, 1 << 48
+_MOST_MEMBERS = 10_000
 _SHOWN = 10  # members of an archive that an error lists
 
 
@@ -155,12 +157,27 @@ class Archive(Tensors):
 
 def _members(op: str, path: Path, archive: zipfile.ZipFile) -> dict[str, _Member]:
     """The arrays that are used, described, as far as they fit together."""
+    if len(archive.infolist()) > _MOST_MEMBERS:
+        raise ValueError(
+            f"{op}: {path} must hold at most {_MOST_MEMBERS:,} arrays; got {len(archive.infolist()):,}"
+        )
     found = [(info.filename.removesuffix(".npy"), info) for info in archive.infolist()]
     counts = Counter(name for name, _ in found)
     if not counts["x"] or not counts["y"]:
-        shown = sorted(counts - Counter())[:_SHOWN]
+        shown = sorted(counts)[:_SHOWN]
         got = ", ".join(shown) + (f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else "")
         raise ValueError(f"{op}: {path} must hold the arrays x and y; got {got or 'none'}")
+    # An array that damage hides would be missing without a word: behind another name, which is written twice,
+    # or in what should be the comment of another.
+    for _, info in found:
+        if _ENTRY in info.comment or _ENTRY in info.extra:
+            raise ValueError(f"{op}: {path} must be an .npz archive; its directory is damaged")
+        try:
+            archive.open(info).close()
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{op}: {path} must be an .npz archive; {_line(error)}") from None
+        except Exception:  # of a kind that is not read, which matters only if it is wanted
+            continue
     wanted = {name: info for name, info in found if name in ("x", "y", *_NAMES)}
     for name in wanted:
         if counts[name] > 1:
@@ -210,11 +227,10 @@ def _member(op: str, path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo
             f"{op}: {name} of {path} must hold numbers or text; got Python objects, which only unpickling "
             "reads, and that can run code"
         )
-    for count in shape:
-        if type(count) is not int or not 0 <= count <= _LARGEST_AXIS:
-            raise ValueError(
-                f"{op}: {path} must hold arrays as np.savez writes them; {name} has shape {_short(shape)}"
-            )
+    if len(shape) > _MOST_AXES or not all(type(n) is int and 0 <= n <= _LARGEST_AXIS for n in shape):
+        raise ValueError(
+            f"{op}: {path} must hold arrays as np.savez writes them; {name} has shape {_short(shape)}"
+        )
     stored = info.compress_type == zipfile.ZIP_STORED
     sizes = {info.file_size, header + _size(shape, dtype)} | ({info.compress_size} if stored else set())
     if len(sizes) > 1:
@@ -266,6 +282,8 @@ def _decoding(op: str, path: Path, expected: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith(f"{op}: "):
             raise
+        if isinstance(error, (zipfile.BadZipFile, zlib.error)):
+            expected = "must be an .npz archive"
         raise ValueError(f"{op}: {path} {expected}; {_line(error)}") from None
 
 
