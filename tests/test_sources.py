@@ -1,10 +1,13 @@
 """Data sets as evaluations read them: the right pixels in the right rows, and one sentence for a mistake."""
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from brittle.evaluation import evaluate
 from brittle.sources import BadSample, Source, as_source, digits, open_source
 from numpy.typing import NDArray
 from PIL import Image
@@ -89,6 +92,154 @@ class TestPythonData:
             as_source(data)
 
 
+X = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+
+
+class MapStyle:
+    """A torch data set of whatever items."""
+
+    def __init__(self, *items: object) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, row: int) -> object:
+        return self._items[row]
+
+
+class TestLabels:
+    @pytest.mark.parametrize(
+        ("y", "match"),
+        [
+            (torch.tensor([0.0, 1.0, torch.nan]), "y must be integers; got torch.float32"),
+            (torch.tensor([0, 1, 1]) > 0, "y must be integers; got torch.bool"),
+            (torch.tensor([0j, 1, 1]), "y must be integers; got torch.complex64"),
+            (torch.tensor([[0], [1], [2]]), r"got shape \[3, 1\] \(labels in a column are y\[:, 0\]\)$"),
+            (torch.eye(3), r"got shape \[3, 3\] \(one-hot labels are y.argmax\(1\)\)$"),
+            (np.eye(3, dtype=int), r"got shape \[3, 3\] \(one-hot labels are y.argmax\(1\)\)$"),
+            (torch.tensor(3), r"N = 3; got shape \[\]$"),
+            (np.array([0, 1, 2**63], np.uint64), "64 bits with a sign; got 9223372036854775808"),
+            (np.array(["a", "b", "c"]), "numbers of at most 64 bits; got <U1"),
+            (np.array([0, 1, None], object), "numbers of at most 64 bits; got object"),
+            (np.ma.masked_array([0, 1, 2], [0, 0, 1]), "y must be an array without a mask"),
+            (torch.tensor([0, 1, 2]).to_sparse(), "y must be a dense tensor with values"),
+            (torch.zeros(3, device="meta"), "y must be a dense tensor with values; got a meta tensor"),
+        ],
+    )
+    def test_arrays_that_are_no_labels(self, y: object, match: str) -> None:
+        with pytest.raises(ValueError, match=f"^as_source: {match}" if match.startswith("y") else match):
+            as_source((X, y))
+
+    @pytest.mark.parametrize(
+        ("label", "match"),
+        [
+            (torch.eye(3)[0], r"the numbers of the classes; got an array of shape \[3\] for #1"),
+            (np.eye(3)[0], r"the numbers of the classes; got an array of shape \[3\] for #1"),
+            (True, "labels must be integers; got True for #1"),
+            (torch.tensor(torch.nan), "labels must be integers; got nan for #1"),
+            (None, "labels must be integers; got None for #1"),
+            ("cat", "labels must be integers; got 'cat' for #1"),
+            (2**63, "labels must be integers of 64 bits; got 9223372036854775808 for #1"),
+        ],
+    )
+    def test_items_that_are_no_labels(self, label: object, match: str) -> None:
+        source = as_source(MapStyle((X[0], 0), (X[1], label)))
+        for read in (source.labels, lambda: source.load([1])):
+            with pytest.raises(ValueError, match=f"^as_source: .*{match}"):
+                read()
+
+    def test_every_integer_is_a_label(self) -> None:
+        for dtype in (torch.uint8, torch.uint16, torch.int8, torch.int32, torch.uint64):
+            y = torch.tensor([2, 0, 1], dtype=dtype)
+            for given in (y, y.numpy()):
+                labels = as_source((X, given)).labels()
+                assert (labels.dtype, labels.tolist()) == (torch.int64, [2, 0, 1])
+        source = as_source(MapStyle((X[0], np.int8(3)), (X[1], torch.tensor([4]))))
+        assert source.labels().tolist() == [3, 4]
+
+    @pytest.mark.parametrize(
+        ("x", "match"),
+        [
+            (torch.zeros(3, 0), "at least one value a sample; got shape"),
+            (np.zeros((3, 2), np.longdouble), "numbers of at most 64 bits"),
+            (np.ma.masked_array(np.zeros((3, 2))), "x must be an array without a mask"),
+            (X.to_sparse(), "x must be a dense tensor"),
+            (memoryview(b"abc"), "x must be a tensor or a NumPy array; got memoryview"),
+        ],
+    )
+    def test_inputs_that_are_none(self, x: object, match: str) -> None:
+        with pytest.raises(ValueError, match=f"^as_source: .*{match}"):
+            as_source((x, torch.tensor([0, 1, 2])))
+
+    def test_one_number_is_a_sample(self) -> None:
+        source = as_source((torch.tensor([0.5, torch.nan, 1.5]), torch.tensor([0, 1, 2])))
+        assert source.load([2, 0])[0].tolist() == [1.5, 0.5]
+        with pytest.raises(BadSample, match="#1: holds NaN"):
+            source.load([1])
+
+
+class TestNames:
+    def test_of_python_data(self) -> None:
+        names = ["\ud800", "b", "\udfff"]
+        pair = X, torch.tensor([0, 1, 2])
+        for source in (
+            as_source(pair, classes=names, groups=names),
+            as_source(TensorDataset(*pair), classes=names, groups=names),
+            as_source(as_source(pair), classes=names, groups=names),
+        ):
+            assert source.classes == source.groups == ("\ufffd", "b", "\ufffd (2)")
+
+    def test_a_report_holds_them(self, tmp_path: Path) -> None:
+        """Classes, segments, samples, sets, title and provenance: nothing is left to fail at the end."""
+        for name in (b"\xff", b"\xfe"):
+            os.mkdir(bytes(tmp_path) + b"/" + name)
+            for number in range(3):
+                place = os.fsdecode(bytes(tmp_path) + b"/" + name)
+                Image.fromarray(grey(number)).save(f"{place}/{number}.png")
+        os.rename(bytes(tmp_path) + b"/\xff/2.png", bytes(tmp_path) + b"/\xff/\xfe.png")
+        data = as_source(open_source(str(tmp_path)), groups=["g\ud800", "g\udfff"] * 3)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(20, 2)).eval()
+        out = tmp_path.with_name(f"{tmp_path.name}-run")
+        report = evaluate(
+            model,
+            {"main\udcff": data},
+            out,
+            views=["classification", "segments", "samples"],
+            title="of \ud800",
+            provenance={"by": "\udcfe"},
+        )
+        assert report.summary["title"] == "of \ufffd"
+        for file in ("report.json", "report.html", "run.json"):
+            text = (out / file).read_text(encoding="utf-8")
+            assert "\ufffd" in text
+            assert "\\ud" not in text
+        (segments,) = report.summary["views"]["segments"]["sets"]
+        assert {group["group"] for group in segments["groups"]} == {"g\ufffd", "g\ufffd (2)"}
+        (sizes,) = json.loads((out / "run.json").read_text())["sets"]
+        assert sizes == {"name": "main\ufffd", "samples": 6, "classes": ["\ufffd", "\ufffd (2)"]}
+
+    def test_of_a_source_of_somebody_elses(self) -> None:
+        class Own(Source):
+            classes = ("a\ud800", "a\ufffd")
+            groups = ("g", "h")
+
+            def __len__(self) -> int:
+                return 2
+
+            def load(self, rows: object) -> tuple[Tensor, Tensor]:
+                raise NotImplementedError
+
+            def labels(self) -> Tensor:
+                return torch.tensor([0, 1])
+
+        source = as_source(Own())
+        assert source.classes == ("a\ufffd (2)", "a\ufffd")
+        assert "groups" not in vars(source), "nothing was to be done"
+
+
 class TestGroups:
     def test_by_name_and_by_number(self, tmp_path: Path) -> None:
         root = folder(tmp_path / "images", a=[grey(0), grey(1)])
@@ -116,6 +267,51 @@ class TestGroups:
         table.write_bytes(text.encode("latin-1"))
         with pytest.raises(ValueError, match=match):
             open_source(str(root), groups=table, group_column=column)
+
+    @pytest.mark.parametrize("column", ["site", None])
+    def test_only_the_sets_own_lines_are_kept(self, tmp_path: Path, column: str | None) -> None:
+        """One table for several sets: what it says of others is their affair."""
+        table = tmp_path / "groups.csv"
+        table.write_text("row,site\n0,a\nother.png,x\nother.png,y\n1,b\n2,c\n")
+        source = as_source((X, torch.tensor([0, 1, 2])))
+        np.savez(tmp_path / "d.npz", x=X.numpy(), y=[0, 1, 2])
+        source = open_source(str(tmp_path / "d.npz"), groups=table, group_column=column)
+        assert source.groups == ("a", "b", "c")
+
+    @pytest.mark.timeout(20)
+    @pytest.mark.parametrize(
+        ("kind", "match"),
+        [
+            ("pipe", "must be a regular file; it is a named pipe"),
+            ("zeros", "must be a regular file; it is a device"),
+            ("folder", "must be a regular file; it is a folder"),
+            ("nowhere", "No such file or directory"),
+            ("one line", "a line has more than 1,048,576 characters"),
+            ("one field", "field larger than field limit"),
+            ("one open quote", "field larger than field limit"),
+            ("surrogate", "'utf-8' codec can't decode"),
+        ],
+    )
+    def test_what_is_no_table(self, tmp_path: Path, kind: str, match: str) -> None:
+        table = tmp_path / kind
+        contents = {
+            "one line": "row,site\n0," + "a," * 600_000,
+            "one field": "row,site\n0," + "a" * 200_000,
+            "one open quote": 'row,site\n0,"' + "a\n" * 200_000,
+            "surrogate": "row,site\n0,\ud800\n",
+        }
+        if kind in contents:
+            table.write_bytes(contents[kind].encode(errors="surrogatepass"))
+        elif kind == "pipe":
+            os.mkfifo(table)
+        elif kind == "zeros":
+            table.symlink_to("/dev/zero")
+        elif kind == "folder":
+            table.mkdir()
+        with pytest.raises(
+            ValueError, match=f"^open_source: groups must be a CSV file in UTF-8; .*: {match}"
+        ):
+            open_source("digits", groups=table)
 
 
 class TestDigest:

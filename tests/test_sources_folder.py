@@ -4,7 +4,7 @@ import os
 import socket
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -184,24 +184,38 @@ class TestNoRegularFiles:
         source = open_source(str(root))
         assert [source.name_of(row) for row in range(len(source))] == ["a/0.png"]
 
-    def test_folders_in_folders_without_an_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        root = folder(tmp_path / "d", a=[grey(0)])
-        monkeypatch.chdir(root / "a")
-        for _ in range(1100):
-            os.mkdir("d")
-            os.chdir("d")
-        Image.fromarray(grey(1)).save("1.png")
-        monkeypatch.chdir(tmp_path)
-        source = open_source("d")
-        assert source.name_of(1) == "a/" + "d/" * 1100 + "1.png"
+    def test_folders_in_folders_without_an_end(self, nested: Callable[[int], Path]) -> None:
+        root = nested(1100)
+        source = open_source(str(root))
+        assert source.name_of(1) == "a/" + "d/" * 1100 + "0.png"
         assert torch.equal(source.load([1])[0][0, 0] * 255, torch.from_numpy(grey(1)).float())
-        monkeypatch.chdir(root / "a" / Path(*["d"] * 1100))
-        for _ in range(1100):
+        assert source.digest() == open_source(str(root)).digest()
+
+    def test_a_path_that_is_too_long_for_the_system(self, nested: Callable[[int], Path]) -> None:
+        with pytest.raises(ValueError, match=r"^open_source: cannot list .*: File name too long$"):
+            open_source(str(nested(2100)))
+
+
+@pytest.fixture
+def nested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Path]]:
+    """Makes a folder of so many folders in each other; takes them apart, which pytest's own way cannot."""
+    root = folder(tmp_path / "nested", a=[grey(0)])
+
+    def make(count: int) -> Path:
+        monkeypatch.chdir(root / "a")
+        for _ in range(count):
             os.mkdir("d")
             os.chdir("d")
+        Image.fromarray(grey(1)).save("0.png")
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(ValueError, match=r"^open_source: cannot list .*: File name too long$"):
-            open_source("d")
+        return root
+
+    yield make
+    top, held = root / "a" / "d", tmp_path / "held"
+    while (top / "d").exists():
+        (top / "d").rename(held)
+        top.rmdir()
+        held.rename(top)
 
 
 class TestChanges:

@@ -48,7 +48,7 @@ def options_from_file(ctx: typer.Context, path: Path | None) -> Path | None:
         parameter = options.get(key.replace("_", "-"))
         if parameter is None or parameter.name is None:
             raise typer.BadParameter(
-                f"{path}: unknown option {key!r}; there are {', '.join(sorted(options))}"
+                f"{path}: unknown option {_shown(key)}; there are {', '.join(sorted(options))}"
             )
         found[parameter.name] = _as_given(path, key.replace("_", "-"), value, parameter)
     ctx.default_map = {**(ctx.default_map or {}), **found}
