@@ -30,7 +30,7 @@ def test_what_is_no_number(word: str) -> None:
         values.numbers("evaluate", "--mean", f"0.5,{word}")
 
 
-@pytest.mark.parametrize("text", ["224", "224,", "a,b", "0,8", "-8,8", "8,8,8", "8.0,8"])
+@pytest.mark.parametrize("text", ["224", "224,", "a,b", "0,8", "-8,8", "8,8,8", "8.0,8", "9" * 5000 + ",8"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match=r"^evaluate: --size must be H,W in pixels"):
         values.height_and_width("evaluate", text)

@@ -293,13 +293,16 @@ class TestDamage:
             file.writestr(second, npy(X + 1))
         assert outcome(path).endswith("must hold x once; got it 2 times")
 
-    def test_many_members(self, tmp_path: Path) -> None:
+    def test_many_members_and_long_names(self, tmp_path: Path) -> None:
         path = archive(tmp_path / "d.npz", **{f"m{number}": b"" for number in range(30)})
         assert outcome(path) == "right, without names"
         with zipfile.ZipFile(path, "w") as file:
             for number in range(30):
                 file.writestr(f"m{number}.npy", "")
         assert "got m0, m1, m10, m11, m12, m13, m14, m15, m16, m17 and 20 more" in outcome(path)
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("a\nb" + "c" * 10_000, "")
+        assert "got a bc" in outcome(path)
         with zipfile.ZipFile(path, "w") as file:
             for number in range(10_001):
                 file.writestr(f"{number}", "")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+_DIGITS = 6  # of pixels along an edge
 NORMS = ("linf", "l2", "l1")
 
 
@@ -43,7 +44,7 @@ def height_and_width(command: str, text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+    if len(parts) != 2 or not all(part.isdecimal() and len(part) <= _DIGITS and int(part) for part in parts):
         raise ValueError(f"{command}: --size must be H,W in pixels, such as 224,224; got {text!r}")
     return int(parts[0]), int(parts[1])
 

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import tempfile
+import weakref
 import zipfile
 import zlib
 from collections import Counter
@@ -62,7 +63,7 @@ class Archive(Tensors):
 
     def __init__(self, op: str, path: Path) -> None:
         self._path = path
-        self._mapped: _Member | None = None
+        self._mapped: zipfile.ZipInfo | None = None
         try:
             self._file = _files.open_regular(path)
         except OSError as error:
@@ -87,6 +88,8 @@ class Archive(Tensors):
             raise
         if self._mapped is None:
             self._file.close()
+        else:
+            weakref.finalize(self, self._file.close)
 
     def load(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See :meth:`Source.load`."""
@@ -97,14 +100,14 @@ class Archive(Tensors):
         """See :meth:`Source.contents`; a mapped x is compared with its checksum first."""
         if self._mapped is not None:
             self._require_unchanged()
-            self._require_checksum(self._mapped.info)
+            self._require_checksum(self._mapped)
         yield from super().contents()
 
     def _inputs(self, op: str, archive: zipfile.ZipFile, member: _Member) -> NDArray[Any]:
         """x on the disk."""
         path, info = self._path, member.info
         if info.compress_type == zipfile.ZIP_STORED:
-            self._mapped = member
+            self._mapped = info
             with _decoding(op, path, "must be a whole .npz archive"):
                 offset = self._start(info) + member.header
                 return np.memmap(self._file, member.dtype, "r", offset, member.shape, member.order)
@@ -164,7 +167,7 @@ def _members(op: str, path: Path, archive: zipfile.ZipFile) -> dict[str, _Member
     found = [(info.filename.removesuffix(".npy"), info) for info in archive.infolist()]
     counts = Counter(name for name, _ in found)
     if not counts["x"] or not counts["y"]:
-        shown = sorted(counts)[:_SHOWN]
+        shown = [" ".join(name.split())[:60] for name in sorted(counts)[:_SHOWN]]
         got = ", ".join(shown) + (f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else "")
         raise ValueError(f"{op}: {path} must hold the arrays x and y; got {got or 'none'}")
     # An array that damage hides would be missing without a word: behind another name, which is written twice,

@@ -33,15 +33,18 @@ def open_source(
         text: ``"digits"``, scikit-learn's 500 test digits as :func:`digits` splits them; an ``.npz`` file
             with the arrays ``x`` (8-bit images, ``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]``, or
             floating-point ``[N, ...]`` as they are) and ``y`` (integers ``[N]``), if wanted ``classes`` and
-            ``groups`` (names); or a folder with one folder of images for each class.
+            ``groups`` (names); or a folder with one folder of images for each class. An archive is compared
+            with its checksums when it is opened, except for an ``x`` that is stored without compression:
+            that is left on the disk and compared by :meth:`Source.digest`, with which an evaluation begins.
         groups: a CSV file with a header, whose first column is a sample's name or row number. Every sample
             must be in it; an empty segment becomes ``"unknown"``.
         group_column: the column of ``groups`` with the segments; by default the second.
         size: height and width to resize the images of a folder to.
 
     Raises:
-        ValueError: the data cannot be opened, images differ in size, a class folder is empty, or a sample
-            has no segment. A corrupt image is no reason: :meth:`Source.load` raises :class:`BadSample`.
+        ValueError: the data cannot be opened or are damaged, images differ in size, a class folder is empty,
+            or a sample has no segment. A corrupt image is no reason: :meth:`Source.load` raises
+            :class:`BadSample`.
 
     Example:
         >>> from brittle.sources import open_source
