@@ -30,7 +30,7 @@ def test_what_is_no_number(word: str) -> None:
         values.numbers("evaluate", "--mean", f"0.5,{word}")
 
 
-@pytest.mark.parametrize("text", ["224", "224,", "a,b", "0,8", "-8,8", "8,8,8", "8.0,8"])
+@pytest.mark.parametrize("text", ["224", "224,", "a,b", "0,8", "-8,8", "8,8,8", "8.0,8", "9" * 5000 + ",8"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match=r"^evaluate: --size must be H,W in pixels"):
         values.height_and_width("evaluate", text)
@@ -116,6 +116,21 @@ class TestNames:
         assert Inputs.from_json(saved).as_json() == saved
         assert Inputs.of("evaluate", "net.pt2", None, ["digits"]).as_json()["model"] == "/net.pt2"
 
+    def test_paths_that_no_report_could_hold(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        bad = "n\udcff"
+        for option, arguments in {
+            "--model": (f"{bad}.py:f", None, ["digits"]),
+            "--weights": ("net.py:f", Path(bad), ["digits"]),
+            "--data": ("net.py:f", None, [bad]),
+            "--groups": ("net.py:f", None, ["digits"], [f"{bad}.csv"]),
+        }.items():
+            with pytest.raises(ValueError, match=f"^evaluate: {option} must be in UTF-8; got "):
+                Inputs.of("evaluate", *arguments)
+        (tmp_path / bad).mkdir()
+        monkeypatch.chdir(tmp_path / bad)
+        with pytest.raises(ValueError, match=r"^evaluate: --model must be in UTF-8; got .*n.udcff/net"):
+            Inputs.of("evaluate", "net.py:f", None, ["digits"])
+
 
 def told(config: Path, *arguments: str) -> Result:
     """What a command with options of every kind makes of a file and a command line."""
@@ -167,6 +182,17 @@ class TestFile:
             ("mean = {a = 1}", "mean must be text or numbers"),
             ("batch-size = 'many'", "Invalid value for '--batch-size'"),
             ("data = ", "must be TOML in UTF-8"),
+            ("data = " + "[" * 50_000, "must be TOML in UTF-8"),
+            ("data = " + "[" * 50_000 + "]" * 50_000, "must be TOML in UTF-8"),
+            ("data = [[['a']]]", "data must be text or numbers; got a list"),
+            ("mean = 0x" + "f" * 5000, "mean must be a number that fits"),
+            ("mean = " + "9" * 5000, "must be TOML in UTF-8"),
+            ("mean = 1979-05-27", "mean must be text or numbers; got datetime.date"),
+            ('data = "a\\u0000b"', "data must be text without zero bytes"),
+            ('[data]\n"a\\u0000" = "b"', "data must be text without zero bytes"),
+            ('data = "\\ud800"', "must be TOML in UTF-8"),
+            ("#" * (1 << 20) + "\n", "must be TOML of at most 1 MiB"),
+            ("a" * 100_000 + " = 1", "unknown option 'aaaa"),
         ],
     )
     def test_mistakes(self, tmp_path: Path, text: str, expected: str) -> None:
@@ -176,6 +202,20 @@ class TestFile:
         assert outcome.exit_code == 2
         assert expected in " ".join(outcome.stderr.split())
         assert not outcome.stdout
+
+    @pytest.mark.timeout(20)
+    @pytest.mark.parametrize("kind", ["a named pipe", "a device", "a folder"])
+    def test_no_regular_file(self, tmp_path: Path, kind: str) -> None:
+        config = tmp_path / "run.toml"
+        if kind == "a named pipe":
+            os.mkfifo(config)
+        elif kind == "a device":
+            config.symlink_to("/dev/zero")
+        else:
+            config.mkdir()
+        outcome = told(config)
+        assert outcome.exit_code == 2
+        assert f"cannot be read: must be a regular file; it is {kind}" in " ".join(outcome.stderr.split())
 
     def test_no_file(self, tmp_path: Path) -> None:
         outcome = told(tmp_path / "run.toml")

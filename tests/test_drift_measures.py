@@ -1,5 +1,7 @@
 """What drift is measured with: each measure against its definition, and its chances against simulation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -138,3 +140,13 @@ def test_reservoir_is_a_bounded_random_part() -> None:
     assert len(chosen[0].unique()) == 1000
     assert chosen[0].mean().item() == pytest.approx(25_000, abs=2500)
     assert chosen[0][:500].mean().item() == pytest.approx(25_000, abs=3500)
+
+
+@pytest.mark.parametrize("variance", [0.0, 1e-170])
+def test_a_mean_without_spread_accuses_nobody(variance: float) -> None:
+    """Where the only spread was an outlier's; squares of what is left may be no numbers above 0."""
+    held_out = torch.randn(200, 2).double()
+    space = statistics.FeatureSpace.of(torch.randn(500, 2), held_out, held_out.mean(0))
+    space = replace(space, variance=variance, variance_squared=variance**2, fourth=variance**2)
+    found = nulls.same_mean("mean", space, 500, torch.ones(2).double(), 50, 0.01)
+    assert (found.p_value, found.threshold, found.drifted) == (1.0, None, False)

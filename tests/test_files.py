@@ -96,6 +96,24 @@ class TestJson:
         assert len(str(error.value)) < 200
 
 
+class TestNames:
+    def test_what_utf8_cannot_hold_is_replaced(self) -> None:
+        assert _files.clean_text("a\ud800b\udfff \xe9\U0001f600") == "a\ufffdb\ufffd \xe9\U0001f600"
+        assert _files.clean_text(os.fsdecode(b"\xff\xc3\xa9.png")) == "\ufffd\xe9.png"
+
+    def test_names_that_differ_stay_different(self) -> None:
+        names = ["\ud800", "\ud801", "\ufffd", "\ud800", "\ufffd (2)", "x", "\ud802"]
+        cleaned = ("\ufffd (3)", "\ufffd (4)", "\ufffd", "\ufffd (3)", "\ufffd (2)", "x", "\ufffd (5)")
+        assert _files.clean_names(names) == cleaned
+        assert _files.clean_names([7, "7"]) == ("7", "7")
+        assert _files.clean_names([]) == ()
+
+    @pytest.mark.timeout(20)
+    def test_many_at_once(self) -> None:
+        names = [chr(0xD800 + number % 2048) * (1 + number // 2048) for number in range(20_000)]
+        assert len(set(_files.clean_names(names))) == len(set(names))
+
+
 class TestWriting:
     def test_a_write_that_fails_leaves_what_was_there(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,10 @@
 """Models from files: the right parameters, nothing untrusted is read, and one sentence for a mistake."""
 
+import os
 import pickle
+import struct
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,8 +199,206 @@ class TestSafetensors:
                 load_model(f"{code}:build", path)
         with pytest.raises(ValueError, match="No such file"):
             load_model(f"{code}:build", tmp_path / "elsewhere")
-        with pytest.raises(ValueError, match="Is a directory"):
+        with pytest.raises(ValueError, match="it is a folder"):
             load_model(f"{code}:build", tmp_path)
+
+
+KINDS = """
+import torch
+from torch import nn
+
+def linear():
+    return nn.Linear(4, 2)
+
+def half():
+    return nn.Linear(4, 2).half()
+
+def complex_numbers():
+    return nn.Linear(4, 2, dtype=torch.complex64)
+
+def lazy():
+    return nn.LazyLinear(2)
+
+class Buffers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.zeros(2))
+        self.register_buffer("count", torch.zeros(2, dtype=torch.int32))
+        self.register_buffer("flags", torch.zeros(2, dtype=torch.bool))
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.zeros(2))
+
+    def _load_from_state_dict(self, *arguments):
+        raise KeyError("its own way")
+"""
+WEIGHT = torch.tensor([[1.0, -2.0, 3.5, 4.0], [0.0, 0.5, -0.25, 100.0]])
+
+
+class TestKinds:
+    """What torch would copy without a word, and change on the way."""
+
+    @pytest.fixture
+    def net(self, tmp_path: Path) -> str:
+        (tmp_path / "kinds.py").write_text(KINDS)
+        return str(tmp_path / "kinds.py")
+
+    @pytest.mark.parametrize(
+        "dtype",
+        [
+            torch.int8,
+            torch.uint8,
+            torch.int64,
+            torch.bool,
+            torch.complex64,
+            torch.float8_e4m3fn,
+            torch.float8_e5m2,
+        ],
+    )
+    @pytest.mark.parametrize("function", ["linear", "half"])
+    def test_no_floating_point_weights(
+        self, net: str, tmp_path: Path, function: str, dtype: torch.dtype
+    ) -> None:
+        save_file({"weight": WEIGHT.to(dtype), "bias": torch.zeros(2)}, tmp_path / "w")
+        wanted = {"linear": "float32", "half": "float16"}[function]
+        given = str(dtype).removeprefix("torch.")
+        with pytest.raises(
+            ValueError, match=f"must fit the model; of another kind: weight {given} for {wanted}$"
+        ):
+            load_model(f"{net}:{function}", tmp_path / "w")
+
+    def test_all_are_named(self, net: str, tmp_path: Path) -> None:
+        save_file(
+            {"weight": WEIGHT.to(torch.int8), "bias": torch.zeros(2, dtype=torch.int32)}, tmp_path / "w"
+        )
+        with pytest.raises(
+            ValueError, match=r"of another kind: weight int8 for float32, bias int32 for float32$"
+        ):
+            load_model(f"{net}:linear", tmp_path / "w")
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+    def test_other_widths_are_rounded(self, net: str, tmp_path: Path, dtype: torch.dtype) -> None:
+        save_file({"weight": WEIGHT.to(dtype), "bias": torch.zeros(2, dtype=dtype)}, tmp_path / "w")
+        assert torch.equal(load_model(f"{net}:linear", tmp_path / "w").weight, WEIGHT)
+        half = load_model(f"{net}:half", tmp_path / "w").weight
+        assert (half.dtype, half.tolist()) == (torch.float16, WEIGHT.tolist())
+
+    @pytest.mark.parametrize(
+        ("function", "weight"),
+        [("linear", WEIGHT.double() * 1e300), ("half", WEIGHT * 1e6), ("half", WEIGHT.bfloat16() * 1e30)],
+    )
+    def test_what_would_become_infinite(
+        self, net: str, tmp_path: Path, function: str, weight: Tensor
+    ) -> None:
+        save_file({"weight": weight, "bias": torch.zeros(2)}, tmp_path / "w")
+        with pytest.raises(
+            ValueError, match=r"must fit the model; too large: weight (float64|float32|bfloat16) for"
+        ):
+            load_model(f"{net}:{function}", tmp_path / "w")
+
+    def test_integers_and_flags(self, net: str, tmp_path: Path) -> None:
+        good = {"mask": torch.zeros(2), "count": torch.tensor([1, -5]), "flags": torch.tensor([True, False])}
+        save_file(good, tmp_path / "w")
+        model = load_model(f"{net}:Buffers", tmp_path / "w")
+        assert (model.count.tolist(), model.flags.tolist()) == ([1, -5], [True, False])
+        for name, bad, listed in (
+            ("count", torch.tensor([1, 2**40]), "too large: count int64 for int32"),
+            ("count", torch.tensor([1.0, 2.0]), "of another kind: count float32 for int32"),
+            ("flags", torch.tensor([1, 7], dtype=torch.uint8), "of another kind: flags uint8 for bool"),
+            ("mask", torch.tensor([True, False]), "of another kind: mask bool for float32"),
+        ):
+            save_file(good | {name: bad}, tmp_path / "w")
+            with pytest.raises(ValueError, match=f"must fit the model; {listed}$"):
+                load_model(f"{net}:Buffers", tmp_path / "w")
+
+    def test_complex_models(self, net: str, tmp_path: Path) -> None:
+        weight = torch.complex(WEIGHT, -WEIGHT)
+        torch.save({"weight": weight.to(torch.complex128), "bias": weight[:, 0].contiguous()}, tmp_path / "w")
+        model = load_model(f"{net}:complex_numbers", tmp_path / "w", trust_checkpoint=True)
+        assert torch.equal(model.weight, weight)
+        save_file({"weight": WEIGHT, "bias": torch.zeros(2)}, tmp_path / "w")
+        with pytest.raises(ValueError, match="of another kind: weight float32 for complex64"):
+            load_model(f"{net}:complex_numbers", tmp_path / "w")
+
+    @pytest.mark.parametrize(
+        ("function", "name", "value"),
+        [("linear", "weight", torch.nan), ("linear", "weight", -torch.inf), ("Buffers", "mask", torch.nan)],
+    )
+    def test_values_that_are_no_numbers_are_named(
+        self, net: str, tmp_path: Path, function: str, name: str, value: float
+    ) -> None:
+        given = state(load_model(f"{net}:{function}"))
+        given[name].flatten()[1] = value
+        save_file(given, tmp_path / "w")
+        with pytest.warns(UserWarning, match=f"^load_model: .*w holds NaN or infinite values in {name}$"):
+            load_model(f"{net}:{function}", tmp_path / "w")
+
+    def test_a_mask_may_be_infinite(self, net: str, tmp_path: Path) -> None:
+        given = state(load_model(f"{net}:Buffers")) | {"mask": torch.tensor([0.0, -torch.inf])}
+        save_file(given, tmp_path / "w")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert load_model(f"{net}:Buffers", tmp_path / "w").mask.tolist() == [0, -torch.inf]
+
+    @pytest.mark.parametrize(
+        ("weight", "listed"),
+        [(WEIGHT.to_sparse(), "weight sparse_coo"), (WEIGHT.to("meta"), "weight without values")],
+    )
+    def test_tensors_that_are_not_dense(self, net: str, tmp_path: Path, weight: Tensor, listed: str) -> None:
+        torch.save({"weight": weight, "bias": torch.zeros(2)}, tmp_path / "w")
+        with pytest.raises(ValueError, match=f"of another kind: {listed}$"):
+            load_model(f"{net}:linear", tmp_path / "w", trust_checkpoint=True)
+
+    def test_layers_that_wait_for_a_first_forward(self, net: str, tmp_path: Path) -> None:
+        save_file({"weight": WEIGHT, "bias": torch.zeros(2)}, tmp_path / "w")
+        assert torch.equal(load_model(f"{net}:lazy", tmp_path / "w").weight, WEIGHT)
+        with pytest.raises(
+            ValueError, match="must have values; weight is not initialised before a first forward"
+        ):
+            load_model(f"{net}:lazy")
+
+    def test_a_module_that_loads_its_own_way(self, net: str, tmp_path: Path) -> None:
+        save_file({"mask": torch.zeros(2)}, tmp_path / "w")
+        with pytest.raises(ValueError, match=r"^load_model: .*w must fit the model; 'its own way'$"):
+            load_model(f"{net}:Own", tmp_path / "w")
+
+
+class TestNoRegularFiles:
+    @pytest.mark.timeout(20)
+    @pytest.mark.parametrize("kind", ["a named pipe", "a device", "a folder"])
+    @pytest.mark.parametrize("name", ["net.py", "net.pt2", "w.safetensors", "w.pt2"])
+    def test_nothing_waits(self, code: str, tmp_path: Path, name: str, kind: str) -> None:
+        path = tmp_path / "more" / name
+        path.parent.mkdir()
+        if kind == "a named pipe":
+            os.mkfifo(path)
+        elif kind == "a device":
+            path.symlink_to("/dev/zero")
+        else:
+            path.mkdir()
+        spec, weights = (f"{code}:build", path) if name.startswith("w") else (str(path), None)
+        with pytest.raises(ValueError, match=f"^load_model: .*must be a regular file; it is {kind}"):
+            load_model(spec + ":build" * (name == "net.py"), weights, trust_checkpoint=True)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            struct.pack("<Q", 2**62) + b"{",
+            struct.pack("<Q", 10**8) + b'{"a',
+            struct.pack("<Q", 100_001) + b"{" + b"[" * 100_000,
+            b"\x80" + bytes(7) + b"{" + b" " * 127,
+            b"PK\3\4" + bytes(4) + b"{",
+            struct.pack("<Q", 58) + b'{"w":{"dtype":"XX","shape":[2,4],"data_offsets":[0,32]}}  ' + bytes(32),
+        ],
+    )
+    def test_headers_that_lie(self, code: str, tmp_path: Path, content: bytes) -> None:
+        """Whatever begins like safetensors is never read as anything else."""
+        (tmp_path / "w").write_bytes(content)
+        with pytest.raises(ValueError, match=r"^load_model: .*must be a whole safetensors file") as caught:
+            load_model(f"{code}:build", tmp_path / "w", trust_checkpoint=True)
+        assert "\n" not in str(caught.value)
 
 
 class Trap:

@@ -1,14 +1,13 @@
 """Data sets as evaluations read them: the right pixels in the right rows, and one sentence for a mistake."""
 
+import json
 import os
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from brittle.evaluation import evaluate
 from brittle.sources import BadSample, Source, as_source, digits, open_source
 from numpy.typing import NDArray
 from PIL import Image
@@ -31,205 +30,6 @@ def folder(root: Path, **classes: list[NDArray[np.generic]]) -> Path:
         for number, image in enumerate(images):
             Image.fromarray(image).save(root / name / f"{number}.png")
     return root
-
-
-class TestFolder:
-    def test_pixels_labels_and_names(self, tmp_path: Path) -> None:
-        images = [grey(seed) for seed in range(12)]
-        root = folder(tmp_path, b=images[:2], a=images[2:])
-        source = open_source(str(root))
-        assert source.classes == ("a", "b")
-        assert source.labels().tolist() == [0] * 10 + [1, 1]
-        assert [source.name_of(row) for row in (0, 1, 10)] == ["a/0.png", "a/1.png", "b/0.png"]
-        rows = [11, 0, 5, 3, 10, 9, 8, 7, 2]
-        x, y = source.load(rows)
-        assert y.tolist() == [1, 0, 0, 0, 1, 0, 0, 0, 0]
-        assert x.dtype == torch.float32
-        expected = [(images[2:] + images[:2])[row] for row in rows]
-        assert torch.equal(x, torch.from_numpy(np.stack(expected))[:, None] / 255)
-
-    def test_one_colour_image_makes_all_colour(self, tmp_path: Path) -> None:
-        root = folder(tmp_path, a=[grey(0)], b=[colour(1)])
-        x, _ = open_source(str(root)).load([0, 1])
-        assert torch.equal(x[0], torch.from_numpy(grey(0)).expand(3, 4, 5) / 255)
-        assert torch.equal(x[1], torch.from_numpy(colour(1)).permute(2, 0, 1) / 255)
-
-    def test_16_bits_are_kept(self, tmp_path: Path) -> None:
-        deep = np.array([[0, 1], [300, 65535]], dtype=np.uint16)
-        x, _ = open_source(str(folder(tmp_path, a=[deep]))).load([0])
-        assert torch.equal(x[0, 0], torch.tensor([[0, 1], [300, 65535]]) / 65535)
-
-    def test_palettes_transparency_and_other_formats(self, tmp_path: Path) -> None:
-        (tmp_path / "a").mkdir()
-        picture = Image.fromarray(np.full((2, 2, 3), (255, 51, 0), np.uint8))
-        picture.quantize(4).save(tmp_path / "a" / "0.gif")
-        picture.convert("RGBA").save(tmp_path / "a" / "1.webp", lossless=True)
-        picture.save(tmp_path / "a" / "2.bmp")
-        x, _ = open_source(str(tmp_path)).load([0, 1, 2])
-        assert torch.equal(x, torch.tensor([1.0, 0.2, 0.0]).view(1, 3, 1, 1).expand(3, 3, 2, 2))
-
-    def test_sizes_must_agree_or_be_given(self, tmp_path: Path) -> None:
-        root = folder(tmp_path, a=[np.full((4, 5), 51, np.uint8)], b=[np.full((6, 5), 102, np.uint8)])
-        with pytest.raises(ValueError, match=r"got 4 x 5 \(a/0.png\) and 6 x 5 \(b/0.png\).*--size H,W"):
-            open_source(str(root))
-        x, _ = open_source(str(root), size=(3, 2)).load([0, 1])
-        assert torch.equal(x, torch.tensor([0.2, 0.4]).view(2, 1, 1, 1).expand(2, 1, 3, 2))
-
-    def test_nested_files_count_and_hidden_ones_do_not(self, tmp_path: Path) -> None:
-        root = folder(tmp_path, a=[grey(0)])
-        (root / "a" / "more").mkdir()
-        Image.fromarray(grey(1)).save(root / "a" / "more" / "0.png")
-        (root / "a" / ".DS_Store").write_text("")
-        (root / "a" / "Thumbs.db").write_text("")
-        (root / ".git").mkdir()
-        source = open_source(str(root))
-        assert [source.name_of(row) for row in range(len(source))] == ["a/0.png", "a/more/0.png"]
-        assert source.classes == ("a",)
-
-    @pytest.mark.parametrize("damage", ["text", "cut", "empty", "gone"])
-    def test_a_bad_image_is_named_and_moves_no_other(self, tmp_path: Path, damage: str) -> None:
-        root = folder(tmp_path, a=[colour(seed, 40, 40) for seed in range(12)])
-        path = root / "a" / "3.png"
-        if damage != "gone":
-            whole = path.read_bytes()
-            path.write_bytes({"text": b"no image", "cut": whole[: len(whole) // 2], "empty": b""}[damage])
-        source = open_source(str(root))
-        if damage == "gone":
-            path.unlink()
-        assert len(source) == 12
-        row = [source.name_of(row) for row in range(12)].index("a/3.png")
-        with pytest.raises(BadSample, match=r"^a/3.png: (cannot be|is not an image)") as caught:
-            source.load(range(12))
-        assert (caught.value.row, caught.value.name) == (row, "a/3.png")
-        assert str(caught.value) == f"a/3.png: {caught.value.reason}"
-        x, _ = source.load([row + 1])
-        after = int(source.name_of(row + 1)[2:].removesuffix(".png"))
-        assert torch.equal(x[0], torch.from_numpy(colour(after, 40, 40)).permute(2, 0, 1) / 255)
-
-    def test_the_first_of_several_bad_ones(self, tmp_path: Path) -> None:
-        root = folder(tmp_path, a=[grey(seed) for seed in range(9)])
-        for number in (2, 5):
-            (root / "a" / f"{number}.png").write_text("")
-        with pytest.raises(BadSample, match=r"a/5\.png"):
-            open_source(str(root)).load([0, 5, 1, 2])
-
-    def test_names_that_are_no_text(self, tmp_path: Path) -> None:
-        root = folder(tmp_path, a=[grey(0)])
-        os.rename(bytes(root / "a" / "0.png"), bytes(root) + b"/a/\xff.png")
-        source = open_source(str(root))
-        assert source.name_of(0) == "a/\ufffd.png"
-        assert source.load([0])[0].shape == (1, 1, 4, 5)
-        assert len(source.digest()) == 64
-
-    def test_splits_are_no_classes(self, tmp_path: Path) -> None:
-        for split in ("train", "Test"):
-            folder(tmp_path / split, a=[grey(0)])
-        with pytest.raises(ValueError, match=r"one folder of images for each class; got splits: Test, train"):
-            open_source(str(tmp_path))
-        assert open_source(str(tmp_path / "train")).classes == ("a",)
-
-    def test_mistakes(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="one folder of images for each class; got no folder"):
-            open_source(str(tmp_path))
-        folder(tmp_path, a=[grey(0)], b=[])
-        with pytest.raises(ValueError, match=r"every class folder must hold images; got none in .*b$"):
-            open_source(str(tmp_path))
-        with pytest.raises(ValueError, match="does not exist"):
-            open_source(str(tmp_path / "elsewhere"))
-        with pytest.raises(ValueError, match="does not exist"):
-            open_source("n" * 300)
-        (tmp_path / "x.pt").touch()
-        with pytest.raises(ValueError, match=r"must be 'digits', an .npz file or a folder; got the file"):
-            open_source(str(tmp_path / "x.pt"))
-        with pytest.raises(ValueError, match="size is for folders"):
-            open_source("digits", size=(8, 8))
-
-
-class TestArchive:
-    @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-    @pytest.mark.parametrize("order", ["C", "F"])
-    def test_floats_are_as_they_are(self, tmp_path: Path, save, order: str) -> None:
-        x = np.asarray(np.random.default_rng(0).normal(size=(5, 2, 3)), order=order)
-        save(tmp_path / "d.npz", x=x, y=np.array([2, 0, 1, 1, 2], np.uint16))
-        source = open_source(str(tmp_path / "d.npz"))
-        given, y = source.load([4, 0])
-        assert torch.equal(given, torch.from_numpy(x[[4, 0]]).float())
-        assert y.tolist() == [2, 2]
-        assert source.labels().tolist() == [2, 0, 1, 1, 2]
-        assert source.classes is source.groups is None
-        assert source.name_of(3) == "#3"
-
-    def test_8_bit_images_in_any_layout(self, tmp_path: Path) -> None:
-        pixels = np.stack([colour(seed) for seed in range(3)])
-        expected = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
-        for name, x in {"nhwc": pixels, "nchw": pixels.transpose(0, 3, 1, 2)}.items():
-            np.savez(tmp_path / f"{name}.npz", x=x, y=[0, 1, 0])
-            assert torch.equal(open_source(str(tmp_path / f"{name}.npz")).load([0, 1, 2])[0], expected)
-        np.savez(tmp_path / "grey.npz", x=pixels[..., 0], y=[0, 1, 0])
-        assert torch.equal(open_source(str(tmp_path / "grey.npz")).load([0, 1, 2])[0], expected[:, :1])
-
-    def test_names_come_along(self, tmp_path: Path) -> None:
-        np.savez(tmp_path / "d.npz", x=np.zeros((2, 3)), y=[0, 1], classes=["cat", b"dog"], groups=[7, 8])
-        source = open_source(str(tmp_path / "d.npz"))
-        assert source.classes == ("cat", "dog")
-        assert source.groups == ("7", "8")
-
-    def test_big_endian(self, tmp_path: Path) -> None:
-        np.savez(tmp_path / "d.npz", x=np.array([[1.5], [2.5]], ">f4"), y=np.array([1, 0], ">i4"))
-        x, y = open_source(str(tmp_path / "d.npz")).load([0, 1])
-        assert (x.tolist(), y.tolist()) == ([[1.5], [2.5]], [1, 0])
-
-    @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-    def test_memory_does_not_grow_with_the_archive(self, tmp_path: Path, save) -> None:
-        save(tmp_path / "d.npz", x=np.ones((25_000, 4000), np.uint8), y=np.zeros(25_000, np.int64))
-        code = (
-            "import resource, sys; from brittle.sources import open_source\n"
-            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            "source = open_source(sys.argv[1])\n"
-            "assert float(source.load([24_999])[0].sum()) > 15\n"
-            "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
-        )
-        arguments = [sys.executable, "-c", code, str(tmp_path / "d.npz")]
-        outcome = subprocess.run(arguments, capture_output=True, text=True, check=True)
-        assert float(outcome.stdout) < 30, "MiB, of the 95 that x has"
-
-    def test_objects_are_refused_and_not_unpickled(self, tmp_path: Path) -> None:
-        class Trap:
-            def __reduce__(self):
-                return (tmp_path / "sprung").touch, ()
-
-        np.savez(tmp_path / "d.npz", x=np.array([Trap(), 1], object), y=[0, 1])
-        with pytest.raises(ValueError, match="got Python objects, which only unpickling"):
-            open_source(str(tmp_path / "d.npz"))
-        assert not (tmp_path / "sprung").exists()
-
-    def test_mistakes(self, tmp_path: Path) -> None:
-        path = tmp_path / "d.npz"
-
-        def refused(match: str, **arrays: object) -> None:
-            if arrays:
-                np.savez(path, **arrays)
-            with pytest.raises(ValueError, match=f"^open_source: {match}"):
-                open_source(str(path))
-
-        refused("y must be integers; got torch.float64", x=np.zeros((2, 3)), y=[0.0, 1.0])
-        refused(r"y must be \[N\] with N = 2; got shape \[3\]", x=np.zeros((2, 3)), y=[0, 1, 1])
-        refused("x must be uint8 or floating-point; got torch.int64", x=np.zeros((2, 3), int), y=[0, 1])
-        refused(
-            r"x must be \[N, ...\] with N > 0; got shape \[0, 3\]", x=np.zeros((0, 3)), y=np.zeros(0, int)
-        )
-        refused("x and y must be numbers", x=np.array(["a", "b"]), y=[0, 1])
-        refused("groups must have one entry", x=np.zeros((2, 3)), y=[0, 1], groups=["a"])
-        refused(".*must hold the arrays x and y; got images, y", images=np.zeros((2, 3)), y=[0, 1])
-        np.savez(path, x=np.zeros((2, 3)), y=[0, 1])
-        whole = path.read_bytes()
-        for length in (0, 10, len(whole) // 2, len(whole) - 1):
-            path.write_bytes(whole[:length])
-            refused(".*must be an .npz archive")
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("x.npy", "text")
-            archive.writestr("y.npy", "text")
-        refused(".*must hold arrays as np.savez writes them")
 
 
 class TestPythonData:
@@ -292,6 +92,154 @@ class TestPythonData:
             as_source(data)
 
 
+X = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+
+
+class MapStyle:
+    """A torch data set of whatever items."""
+
+    def __init__(self, *items: object) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, row: int) -> object:
+        return self._items[row]
+
+
+class TestLabels:
+    @pytest.mark.parametrize(
+        ("y", "match"),
+        [
+            (torch.tensor([0.0, 1.0, torch.nan]), "y must be integers; got torch.float32"),
+            (torch.tensor([0, 1, 1]) > 0, "y must be integers; got torch.bool"),
+            (torch.tensor([0j, 1, 1]), "y must be integers; got torch.complex64"),
+            (torch.tensor([[0], [1], [2]]), r"got shape \[3, 1\] \(labels in a column are y\[:, 0\]\)$"),
+            (torch.eye(3), r"got shape \[3, 3\] \(one-hot labels are y.argmax\(1\)\)$"),
+            (np.eye(3, dtype=int), r"got shape \[3, 3\] \(one-hot labels are y.argmax\(1\)\)$"),
+            (torch.tensor(3), r"N = 3; got shape \[\]$"),
+            (np.array([0, 1, 2**63], np.uint64), "64 bits with a sign; got 9223372036854775808"),
+            (np.array(["a", "b", "c"]), "numbers of at most 64 bits; got <U1"),
+            (np.array([0, 1, None], object), "numbers of at most 64 bits; got object"),
+            (np.ma.masked_array([0, 1, 2], [0, 0, 1]), "y must be an array without a mask"),
+            (torch.tensor([0, 1, 2]).to_sparse(), "y must be a dense tensor with values"),
+            (torch.zeros(3, device="meta"), "y must be a dense tensor with values; got a meta tensor"),
+        ],
+    )
+    def test_arrays_that_are_no_labels(self, y: object, match: str) -> None:
+        with pytest.raises(ValueError, match=f"^as_source: {match}" if match.startswith("y") else match):
+            as_source((X, y))
+
+    @pytest.mark.parametrize(
+        ("label", "match"),
+        [
+            (torch.eye(3)[0], r"the numbers of the classes; got an array of shape \[3\] for #1"),
+            (np.eye(3)[0], r"the numbers of the classes; got an array of shape \[3\] for #1"),
+            (True, "labels must be integers; got True for #1"),
+            (torch.tensor(torch.nan), "labels must be integers; got nan for #1"),
+            (None, "labels must be integers; got None for #1"),
+            ("cat", "labels must be integers; got 'cat' for #1"),
+            (2**63, "labels must be integers of 64 bits; got 9223372036854775808 for #1"),
+        ],
+    )
+    def test_items_that_are_no_labels(self, label: object, match: str) -> None:
+        source = as_source(MapStyle((X[0], 0), (X[1], label)))
+        for read in (source.labels, lambda: source.load([1])):
+            with pytest.raises(ValueError, match=f"^as_source: .*{match}"):
+                read()
+
+    def test_every_integer_is_a_label(self) -> None:
+        for dtype in (torch.uint8, torch.uint16, torch.int8, torch.int32, torch.uint64):
+            y = torch.tensor([2, 0, 1], dtype=dtype)
+            for given in (y, y.numpy()):
+                labels = as_source((X, given)).labels()
+                assert (labels.dtype, labels.tolist()) == (torch.int64, [2, 0, 1])
+        source = as_source(MapStyle((X[0], np.int8(3)), (X[1], torch.tensor([4]))))
+        assert source.labels().tolist() == [3, 4]
+
+    @pytest.mark.parametrize(
+        ("x", "match"),
+        [
+            (torch.zeros(3, 0), "at least one value a sample; got shape"),
+            (np.zeros((3, 2), np.longdouble), "numbers of at most 64 bits"),
+            (np.ma.masked_array(np.zeros((3, 2))), "x must be an array without a mask"),
+            (X.to_sparse(), "x must be a dense tensor"),
+            (memoryview(b"abc"), "x must be a tensor or a NumPy array; got memoryview"),
+        ],
+    )
+    def test_inputs_that_are_none(self, x: object, match: str) -> None:
+        with pytest.raises(ValueError, match=f"^as_source: .*{match}"):
+            as_source((x, torch.tensor([0, 1, 2])))
+
+    def test_one_number_is_a_sample(self) -> None:
+        source = as_source((torch.tensor([0.5, torch.nan, 1.5]), torch.tensor([0, 1, 2])))
+        assert source.load([2, 0])[0].tolist() == [1.5, 0.5]
+        with pytest.raises(BadSample, match="#1: holds NaN"):
+            source.load([1])
+
+
+class TestNames:
+    def test_of_python_data(self) -> None:
+        names = ["\ud800", "b", "\udfff"]
+        pair = X, torch.tensor([0, 1, 2])
+        for source in (
+            as_source(pair, classes=names, groups=names),
+            as_source(TensorDataset(*pair), classes=names, groups=names),
+            as_source(as_source(pair), classes=names, groups=names),
+        ):
+            assert source.classes == source.groups == ("\ufffd", "b", "\ufffd (2)")
+
+    def test_a_report_holds_them(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Classes, segments, samples, sets, title and provenance: nothing is left to fail at the end."""
+        for name in (b"\xff", b"\xfe"):
+            os.mkdir(bytes(tmp_path) + b"/" + name)
+            for number in range(3):
+                place = os.fsdecode(bytes(tmp_path) + b"/" + name)
+                Image.fromarray(grey(number)).save(f"{place}/{number}.png")
+        data = as_source(open_source(str(tmp_path)), groups=["g\ud800", "g\udfff"] * 3)
+        monkeypatch.setattr(data, "name_of", lambda row: f"{row} \ud800")  # as in somebody else's source
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(20, 2)).eval()
+        out = tmp_path.with_name(f"{tmp_path.name}-run")
+        report = evaluate(
+            model,
+            {"main\udcff": data},
+            out,
+            views=["classification", "segments", "samples"],
+            title="of \ud800",
+            provenance={"by": "\udcfe"},
+        )
+        assert report.summary["title"] == "of \ufffd"
+        for file in ("report.json", "report.html", "run.json"):
+            text = (out / file).read_text(encoding="utf-8")
+            assert "\ufffd" in text
+            assert "\\ud" not in text
+        (segments,) = report.summary["views"]["segments"]["sets"]
+        assert {group["group"] for group in segments["groups"]} == {"g\ufffd", "g\ufffd (2)"}
+        (sizes,) = json.loads((out / "run.json").read_text())["sets"]
+        assert sizes == {"name": "main\ufffd", "samples": 6, "classes": ["\ufffd", "\ufffd (2)"]}
+
+    def test_of_a_source_of_somebody_elses(self) -> None:
+        class Own(Source):
+            classes = ("a\ud800", "a\ufffd")
+            groups = ("g", "h")
+
+            def __len__(self) -> int:
+                return 2
+
+            def load(self, rows: object) -> tuple[Tensor, Tensor]:
+                raise NotImplementedError
+
+            def labels(self) -> Tensor:
+                return torch.tensor([0, 1])
+
+        source = as_source(Own())
+        assert source.classes == ("a\ufffd (2)", "a\ufffd")
+        assert "groups" not in vars(source), "nothing was to be done"
+
+
 class TestGroups:
     def test_by_name_and_by_number(self, tmp_path: Path) -> None:
         root = folder(tmp_path / "images", a=[grey(0), grey(1)])
@@ -319,6 +267,51 @@ class TestGroups:
         table.write_bytes(text.encode("latin-1"))
         with pytest.raises(ValueError, match=match):
             open_source(str(root), groups=table, group_column=column)
+
+    @pytest.mark.parametrize("column", ["site", None])
+    def test_only_the_sets_own_lines_are_kept(self, tmp_path: Path, column: str | None) -> None:
+        """One table for several sets: what it says of others is their affair."""
+        table = tmp_path / "groups.csv"
+        table.write_text("row,site\n0,a\nother.png,x\nother.png,y\n1,b\n2,c\n")
+        source = as_source((X, torch.tensor([0, 1, 2])))
+        np.savez(tmp_path / "d.npz", x=X.numpy(), y=[0, 1, 2])
+        source = open_source(str(tmp_path / "d.npz"), groups=table, group_column=column)
+        assert source.groups == ("a", "b", "c")
+
+    @pytest.mark.timeout(20)
+    @pytest.mark.parametrize(
+        ("kind", "match"),
+        [
+            ("pipe", "must be a regular file; it is a named pipe"),
+            ("zeros", "must be a regular file; it is a device"),
+            ("folder", "must be a regular file; it is a folder"),
+            ("nowhere", "No such file or directory"),
+            ("one line", "a line has more than 1,048,576 characters"),
+            ("one field", "field larger than field limit"),
+            ("one open quote", "field larger than field limit"),
+            ("surrogate", "'utf-8' codec can't decode"),
+        ],
+    )
+    def test_what_is_no_table(self, tmp_path: Path, kind: str, match: str) -> None:
+        table = tmp_path / kind
+        contents = {
+            "one line": "row,site\n0," + "a," * 600_000,
+            "one field": "row,site\n0," + "a" * 200_000,
+            "one open quote": 'row,site\n0,"' + "a\n" * 200_000,
+            "surrogate": "row,site\n0,\ud800\n",
+        }
+        if kind in contents:
+            table.write_bytes(contents[kind].encode(errors="surrogatepass"))
+        elif kind == "pipe":
+            os.mkfifo(table)
+        elif kind == "zeros":
+            table.symlink_to("/dev/zero")
+        elif kind == "folder":
+            table.mkdir()
+        with pytest.raises(
+            ValueError, match=f"^open_source: groups must be a CSV file in UTF-8; .*: {match}"
+        ):
+            open_source("digits", groups=table)
 
 
 class TestDigest:

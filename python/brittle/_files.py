@@ -2,7 +2,8 @@
 
 Whatever a user or a run's folder names may be a pipe that nobody writes to, a device without an end, a link
 that leads out of the folder, or JSON of another kind than it says. Everything that brittle reads goes through
-here, so that each of these is an error that says what was found, before anything of it is read.
+here, so that each of these is an error that says what was found, before anything of it is read. Names and
+titles that UTF-8 cannot hold are cleaned here where they come in.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ import errno
 import json
 import math
 import os
+import re
 import stat
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 _Shape = TypeVar("_Shape")
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -105,6 +111,32 @@ def _validator(shape: Any) -> Any:
     import pydantic
 
     return pydantic.TypeAdapter(shape)
+
+
+def clean_text(text: str) -> str:
+    """The text with U+FFFD for whatever UTF-8 cannot hold, so that any file or database takes it.
+
+    A file's name that is no UTF-8 comes from the system with a lone surrogate for each byte.
+    """
+    return _LONE_SURROGATE.sub("\ufffd", text)
+
+
+def clean_names(names: Iterable[object]) -> tuple[str, ...]:
+    """Names as :func:`clean_text` gives them; names that were different stay different, by a number."""
+    texts = [str(name) for name in names]
+    cleaned = {text: clean_text(text) for text in texts}
+    taken = {text for text, clean in cleaned.items() if text == clean}
+    uses: Counter[str] = Counter()
+    for text, clean in cleaned.items():
+        if text == clean:
+            continue
+        candidate = clean
+        while candidate in taken:
+            uses[clean] += 1
+            candidate = f"{clean} ({uses[clean] + 1})"
+        taken.add(candidate)
+        cleaned[text] = candidate
+    return tuple(cleaned[text] for text in texts)
 
 
 def write_whole(path: Path, content: bytes) -> None:

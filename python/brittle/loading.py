@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -12,9 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from brittle import _files
 
 _OP = "load_model"
 _NAMED = 3  # unfit keys shown of each kind
+_HOLDS_NAN = ("floating-point", "complex")
 _NESTED = ("state_dict", "model_state_dict", "model")
 
 _NO_BOUNDARY = (
@@ -34,13 +39,18 @@ def load_model(
             arguments, returns the module. torch's generator is seeded with 0 meanwhile, so that every process
             starts from the same parameters. With ``trust_checkpoint`` also an exported program, ``NET.pt2``.
         weights: a safetensors file with the module's ``state_dict``; with ``trust_checkpoint`` also a torch
-            checkpoint or an exported program, whose parameters are taken.
+            checkpoint or an exported program, whose parameters are taken. They must be of the model's kind:
+            floating-point numbers of 16 bits or more are rounded to the width that the model has, as long as
+            none becomes infinite; integers, such as quantised weights, are not taken for them.
         trust_checkpoint: you trust whoever made the checkpoint or exported program: reading it can run code.
         device: where the module goes, such as ``"cpu"`` or ``"cuda:1"``.
 
     Raises:
         ValueError: ``spec`` gives no module, the weights are no safetensors, may not be trusted or do not
             fit, or the device is not there.
+
+    Warns:
+        UserWarning: the weights hold NaN, or parameters of theirs are infinite.
 
     Example:
         >>> import pathlib, tempfile
@@ -59,8 +69,9 @@ def load_model(
     if weights is not None:
         _fill(model, weights, _state(weights, trust_checkpoint))
     for name, tensor in _tensors(model).items():
-        if tensor.is_meta:
-            raise ValueError(f"{_OP}: the model's tensors must have values; {name} is on the meta device")
+        if tensor.is_meta or is_lazy(tensor):
+            where = "on the meta device" if tensor.is_meta else "not initialised before a first forward"
+            raise ValueError(f"{_OP}: the model's tensors must have values; {name} is {where}")
     model = model.to(place).eval()
     for name, tensor in _tensors(model).items():
         if tensor.device.type != place.type:
@@ -100,8 +111,7 @@ def _built(spec: str) -> nn.Module:
     path = Path(file)
     if not colon or not function.isidentifier() or path.suffix != ".py":
         raise ValueError(f"{_OP}: model must be FILE.py:FUNCTION or an exported NET.pt2; got {spec!r}")
-    if not path.is_file():
-        raise ValueError(f"{_OP}: model must be FILE.py:FUNCTION; there is no file {file}")
+    _require_file("model must be FILE.py:FUNCTION; ", path)
     folder = str(path.resolve().parent)
     # As `python FILE.py` would, so that the file can import its neighbours.
     sys.path.insert(0, folder)
@@ -143,11 +153,10 @@ def _where(error: BaseException, path: Path) -> str:
 
 def _state(path: Path, trusted: bool) -> Mapping[str, Tensor]:
     """Parameters and buffers by name; the file's content, not its name, decides how it is read."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        with path.open("rb") as file:
+        with _files.open_regular(path) as file:
             start = file.read(9)
     except OSError as error:
         raise ValueError(f"{_OP}: weights must be a file; {path}: {error.strerror}") from None
@@ -155,7 +164,7 @@ def _state(path: Path, trusted: bool) -> Mapping[str, Tensor]:
         try:
             state: dict[str, Tensor] = load_file(path)
             return state
-        except (SafetensorError, OSError) as error:
+        except Exception as error:  # of types that this torch does not have, too
             raise ValueError(f"{_OP}: {path} must be a whole safetensors file; {_line(error)}") from None
     if not start.startswith((b"PK\x03\x04", b"\x80")):
         raise ValueError(f"{_OP}: weights must be a safetensors file; {path} is none")
@@ -192,8 +201,7 @@ def _checkpoint(path: Path) -> Mapping[str, Tensor]:
 
 
 def _exported(path: Path, trusted: bool) -> torch.export.ExportedProgram:
-    if not path.is_file():
-        raise ValueError(f"{_OP}: there is no file {path}")
+    _require_file("", path)
     if not trusted:
         raise ValueError(
             f"{_OP}: {path} is an exported program, and {_NO_BOUNDARY}\n"
@@ -220,17 +228,83 @@ def _fill(model: nn.Module, path: Path, state: Mapping[str, Tensor]) -> None:
     reshaped = [
         f"{name} {list(state[name].shape)} for {list(own[name].shape)}"
         for name in own
-        if name in state and state[name].shape != own[name].shape
+        if name in state and not is_lazy(own[name]) and state[name].shape != own[name].shape
     ]
     unfit = {"missing": missing, "not in the model": unexpected, "of another shape": reshaped}
+    unfit |= _of_another_kind(own, state)
     if any(unfit.values()):
         listed = "; ".join(f"{kind}: {_some(names)}" for kind, names in unfit.items() if names)
         raise ValueError(f"{_OP}: {path} must fit the model; {listed}")
-    model.load_state_dict(state, strict=False)
+    try:
+        model.load_state_dict(state, strict=False)
+    except Exception as error:  # a module may load its own way, and a tensor may be of no dense kind
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{_OP}: {path} must fit the model; {reason}") from error
+    _warn_of_nonfinite(model, path, state)
+
+
+def _of_another_kind(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """What torch would convert without a word, and to other values."""
+    kinds, ranges = [], []
+    for name in own:
+        if name not in state:
+            continue
+        given, wanted = state[name], own[name].dtype
+        pair = f"{name} {_short(given.dtype)} for {_short(wanted)}"
+        if given.is_meta or given.layout != own[name].layout:
+            kinds.append(f"{name} {'without values' if given.is_meta else _short(given.layout)}")
+        elif given.dtype == wanted:
+            continue
+        elif _kind(given.dtype) != _kind(wanted):
+            kinds.append(pair)
+        elif given.dtype.is_floating_point or given.dtype.is_complex:
+            if bool((given.isfinite() & ~given.to(wanted).isfinite()).any()):
+                ranges.append(pair)
+        elif not torch.equal(given.to(wanted).to(given.dtype), given):
+            ranges.append(pair)
+    return {"of another kind": kinds, "too large": ranges}
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_complex:
+        return "complex"
+    if dtype.is_floating_point:
+        # Below 16 bits floating-point numbers are quantised too, and wait for a scale.
+        return "floating-point" if dtype.itemsize > 1 else str(dtype)
+    return "bool" if dtype == torch.bool else "integer"
+
+
+def _warn_of_nonfinite(model: nn.Module, path: Path, state: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    found = []
+    for name, tensor in state.items():
+        if tensor.layout is not torch.strided or _kind(tensor.dtype) not in _HOLDS_NAN:
+            continue
+        # A buffer may well be infinite: a mask of attention is.
+        wrong = ~tensor.isfinite() if name in parameters else tensor.isnan()
+        if wrong.any():
+            found.append(name)
+    if found:
+        warnings.warn(f"{_OP}: {path} holds NaN or infinite values in {_some(found)}", stacklevel=4)
+
+
+def _require_file(expected: str, path: Path) -> None:
+    try:
+        _files.require_regular(path)
+    except FileNotFoundError:
+        raise ValueError(f"{_OP}: {expected}there is no file {path}") from None
+    except OSError as error:
+        raise ValueError(f"{_OP}: {expected}{path} cannot be read: {error.strerror}") from None
 
 
 def _identity(tensor: Tensor) -> tuple[object, ...]:
+    if is_lazy(tensor):
+        return (id(tensor),)
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.numel() or id(tensor)
+
+
+def _short(kind: torch.dtype | torch.layout) -> str:
+    return str(kind).removeprefix("torch.")
 
 
 def _some(names: Sequence[str]) -> str:

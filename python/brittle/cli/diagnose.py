@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from brittle._files import clean_text
 from brittle.cli import options as shared
 from brittle.cli import values
 from brittle.cli.config import options_from_file
@@ -106,7 +107,7 @@ def diagnose(
         sets = flawed.open_data(batch_size, seed, skip_bad)
         found = flawed.diagnosis(models, sets, limits, options)
         if out is not None:
-            _write(op, out, found, title or Path(model).name, flawed.described())
+            _write(op, out, found, clean_text(title or Path(model).name), flawed.described())
         if json:
             typer.echo(json_module.dumps(found.summary(), indent=1, ensure_ascii=False, allow_nan=False))
         else:

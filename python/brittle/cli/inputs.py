@@ -57,6 +57,13 @@ class Inputs:
     ) -> Inputs:
         """As they are written on the command line."""
         sets = values.named_data(command, data)
+        # The run keeps where they are from any working directory, which has a name as well.
+        for option, text in (
+            ("--model", model),
+            ("--weights", str(weights)),
+            *(("--groups", g) for g in groups or ()),
+        ):
+            values.require_utf8(command, option, os.path.realpath(text))
         return cls(
             model=model,
             weights=None if weights is None else str(weights),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from brittle._files import clean_text
 from brittle.cli import options as shared
 from brittle.cli import values
 from brittle.cli.config import options_from_file
@@ -125,7 +126,7 @@ def mend(
                 epochs=epochs,
                 tolerance=tolerance,
                 out=out,
-                title=title or Path(model).name,
+                title=clean_text(title or Path(model).name),
                 provenance=flawed.described(),
                 progress=progress,
                 bounds=limits,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+_DIGITS = 6  # of pixels along an edge
 NORMS = ("linf", "l2", "l1")
 
 
@@ -43,7 +44,7 @@ def height_and_width(command: str, text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+    if len(parts) != 2 or not all(part.isdecimal() and len(part) <= _DIGITS and int(part) for part in parts):
         raise ValueError(f"{command}: --size must be H,W in pixels, such as 224,224; got {text!r}")
     return int(parts[0]), int(parts[1])
 
@@ -66,12 +67,17 @@ def by_norm(
     return found or None
 
 
+def require_utf8(command: str, option: str, text: str) -> None:
+    """Raise ValueError for a path or name that no report could hold."""
+    if text != text.encode(errors="replace").decode():
+        raise ValueError(f"{command}: {option} must be in UTF-8; got {text!r}")
+
+
 def named_data(command: str, texts: Sequence[str]) -> dict[str, str]:
     """Data sets by name, from ``NAME=PATH`` or ``PATH``, whose last part is the name then."""
     found: dict[str, str] = {}
     for text in texts:
-        if text != text.encode(errors="replace").decode():
-            raise ValueError(f"{command}: --data must be in UTF-8; got {text!r}")
+        require_utf8(command, "--data", text)
         name, equals, place = text.partition("=")
         # What is too long to exist is no error here; os.path answers where pathlib raises.
         if not equals or os.path.exists(text):

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from brittle._files import clean_text
+
 _BLOCK = 256  # samples hashed at a time
 
 
@@ -23,6 +25,7 @@ class BadSample(ValueError):  # noqa: N818
     """
 
     def __init__(self, row: int, name: str, reason: str) -> None:
+        name, reason = clean_text(name), clean_text(reason)
         super().__init__(row, name, reason)
         self.row = row
         self.name = name
@@ -76,6 +79,9 @@ class Source(ABC):
         """SHA-256 of all there is: labels, names, classes, groups and inputs, in hexadecimal.
 
         Read through once, in bounded memory.
+
+        Raises:
+            ValueError: an archive is damaged, as its checksum tells.
         """
         hasher = hashlib.sha256()
         for facts in (len(self), self.classes, self.groups, self.labels().tolist()):
@@ -115,7 +121,7 @@ def as_float(op: str, x: Tensor) -> Tensor:
 
 def refuse_nonfinite(source: Source, rows: Sequence[int], x: Tensor) -> None:
     """Raise BadSample for the first row with a value that is no number."""
-    finite = x.flatten(1).isfinite().all(1)
+    finite = x.reshape(len(x), -1).isfinite().all(1)
     if not finite.all():
         row = rows[int((~finite).nonzero()[0])]
         raise BadSample(row, source.name_of(row), "holds NaN or infinite values")

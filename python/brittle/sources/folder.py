@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from brittle import _files
 from brittle.sources.base import BadSample, Source
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ _SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "te
 _NOT_SAMPLES = {"Thumbs.db", "desktop.ini"}
 _GREY = {"1", "L", "LA", "La", "I", "F"}
 _CHUNK = 1 << 20  # bytes hashed at a time
+_TIFF_BITS = 258  # the tag of bits per sample
 
 _Result = TypeVar("_Result")
 
@@ -29,13 +33,20 @@ class _Header(NamedTuple):
     size: tuple[int, int]  # height, width
     grey: bool
 
+    def __str__(self) -> str:
+        return f"{_by(self.size)}, {'grey' if self.grey else 'in colour'}"
+
 
 class ImageFolder(Source):
     """Images of any format that Pillow reads, one folder for each class.
 
     Class folders are sorted by name and give the labels, files are sorted by path; hidden ones are left out.
     If all images are grey they have one channel, else three. 16-bit grey is divided by 65535. Transparency is
-    dropped and orientation tags are ignored, as torchvision does.
+    dropped and orientation tags are ignored, as torchvision does; of several frames the first is taken.
+
+    A file that is no regular one (a pipe, a device), is no image, is EPS, or has more pixels than Pillow's
+    ``Image.MAX_IMAGE_PIXELS`` (89 million) is a bad sample. Links to files are followed, links to folders
+    below a class folder are not.
 
     Args:
         op: the operator to name in error messages.
@@ -47,18 +58,19 @@ class ImageFolder(Source):
         self._folder = folder
         self._size = size
         try:
-            found = {path: _files(path) for path in _class_folders(op, folder)}
+            found = {path: _files_below(path) for path in _class_folders(op, folder)}
         except OSError as error:
             raise ValueError(f"{op}: cannot list {error.filename}: {error.strerror}") from None
         for path, files in found.items():
             if not files:
                 raise ValueError(f"{op}: every class folder must hold images; got none in {path}")
-        self.classes = tuple(path.name for path in found)
-        self._paths = [str(file.relative_to(folder)) for files in found.values() for file in files]
+        self.classes = _files.clean_names(path.name for path in found)
+        self._paths = [str(Path(file).relative_to(folder)) for files in found.values() for file in files]
+        self._names = _files.clean_names(self._paths)
         self._y = torch.tensor([label for label, files in enumerate(found.values()) for _ in files])
-        headers = self._in_parallel(self._header, range(len(self)))
-        self._unreadable = {row: head for row, head in enumerate(headers) if isinstance(head, str)}
-        good = {row: head for row, head in enumerate(headers) if isinstance(head, _Header)}
+        with _no_second_warning():
+            self._headers = self._in_parallel(self._header, range(len(self)))
+        good = {row: head for row, head in enumerate(self._headers) if isinstance(head, _Header)}
         self._mode = "L" if good and all(head.grey for head in good.values()) else "RGB"
         if size is None:
             self._check_sizes(op, {row: head.size for row, head in good.items()})
@@ -68,7 +80,7 @@ class ImageFolder(Source):
 
     def name_of(self, row: int) -> str:
         """The path below the folder; what is no UTF-8 in it is replaced."""
-        return os.fsencode(self._paths[row]).decode(errors="replace")
+        return self._names[row]
 
     def labels(self) -> Tensor:
         """See :meth:`Source.labels`."""
@@ -77,8 +89,8 @@ class ImageFolder(Source):
     def load(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See :meth:`Source.load`; images are decoded in parallel."""
         for row in rows:
-            if row in self._unreadable:
-                raise BadSample(row, self.name_of(row), self._unreadable[row])
+            if isinstance(reason := self._headers[row], str):
+                raise BadSample(row, self.name_of(row), reason)
         return torch.stack(self._in_parallel(self._decode, rows)), self._y[list(rows)]
 
     def contents(self) -> Iterator[bytes]:
@@ -86,10 +98,13 @@ class ImageFolder(Source):
         yield f"{self._mode} {self._size}\n".encode()
         for path in self._paths:
             try:
-                with open(self._folder / path, "rb") as file:
-                    yield f"{os.fstat(file.fileno()).st_size}\n".encode()
-                    while chunk := file.read(_CHUNK):
+                with _files.open_regular(self._folder / path) as file:
+                    # No further, should somebody write to it.
+                    left = os.fstat(file.fileno()).st_size
+                    yield f"{left}\n".encode()
+                    while left and (chunk := file.read(min(_CHUNK, left))):
                         yield chunk
+                        left -= len(chunk)
             except OSError as error:
                 yield f"unreadable: {error.strerror}\n".encode()
 
@@ -104,29 +119,44 @@ class ImageFolder(Source):
 
     def _header(self, row: int) -> _Header | str:
         """Size and kind without decoding, or what is wrong."""
-        from PIL import Image
-
         try:
-            with Image.open(self._folder / self._paths[row]) as image:
-                return _Header(
-                    (image.height, image.width), image.mode in _GREY or image.mode.startswith("I;")
-                )
-        except MemoryError:
-            raise
+            with self._opened(row) as image:
+                return _header(image)
         except Exception as error:  # whatever a decoder trips over
             return _reason(error)
 
     def _decode(self, row: int) -> Tensor:
-        from PIL import Image
-
+        before = self._headers[row]
+        assert isinstance(before, _Header)
         try:
-            with Image.open(self._folder / self._paths[row]) as image:
+            with self._opened(row) as image:
+                if (now := _header(image)) != before:
+                    raise ValueError(f"it was {before} when the folder was listed, and now is {now}")
                 pixels = _pixels(image, self._mode, self._size)
+            got = pixels.shape[1], pixels.shape[2]
+            if got != (self._size or before.size):
+                raise ValueError(f"its header says {_by(before.size)}; got {_by(got)}")
         except MemoryError:
             raise
         except Exception as error:
             raise BadSample(row, self.name_of(row), _reason(error)) from None
         return pixels
+
+    @contextmanager
+    def _opened(self, row: int) -> Iterator[Image]:
+        """An image that may be decoded."""
+        from PIL import Image
+
+        with _files.open_regular(self._folder / self._paths[row]) as file, Image.open(file) as image:
+            if image.format == "EPS":
+                raise ValueError("EPS is a program, which is not run; convert it to PNG")
+            count, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
+            if most is not None and count > most:
+                raise ValueError(
+                    f"it has {_by((image.height, image.width))} pixels, more than the {most:,} of "
+                    "PIL.Image.MAX_IMAGE_PIXELS; make it smaller"
+                )
+            yield image
 
     def _in_parallel(self, work: Callable[[int], _Result], rows: Sequence[int]) -> list[_Result]:
         """In the order of ``rows``; of several errors the first in that order is raised."""
@@ -150,19 +180,34 @@ def _name(path: Path) -> str:
     return path.name
 
 
-def _files(folder: Path) -> list[Path]:
-    """All files below a folder that may be samples."""
-    found = []
-    for parent, folders, files in os.walk(folder, onerror=_give_up):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent, name) for name in files if not name.startswith(".") and name not in _NOT_SAMPLES
-        ]
-    return sorted(found, key=str)
+def _files_below(folder: Path) -> list[str]:
+    """All files below a folder that may be samples, however deep; links to folders are not followed."""
+    found: list[str] = []
+    folders = [str(folder)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name in _NOT_SAMPLES:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif not os.path.isdir(entry.path):
+                    found.append(entry.path)
+    return sorted(found)
 
 
-def _give_up(error: OSError) -> None:
-    raise error
+@contextmanager
+def _no_second_warning() -> Iterator[None]:
+    """What Pillow warns about, and decodes nevertheless, is refused here."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def _header(image: Image) -> _Header:
+    return _Header((image.height, image.width), image.mode in _GREY or image.mode.startswith("I;"))
 
 
 def _pixels(image: Image, mode: str, size: tuple[int, int] | None) -> Tensor:
@@ -175,8 +220,16 @@ def _pixels(image: Image, mode: str, size: tuple[int, int] | None) -> Tensor:
         )
     deep = image.mode == "I" or image.mode.startswith("I;")
     if deep:
-        levels = np.asarray(image).astype(np.float32) / 65535
-        image = Image.fromarray(levels)
+        levels = np.asarray(image)
+        least, most = int(levels.min()), int(levels.max())
+        if least < 0 or most > 65535:
+            raise ValueError(
+                f"its values are from {least} to {most}, where 16 bits hold 0 to 65535; "
+                "convert it to 8 or 16 bits"
+            )
+        # Of TIFF alone Pillow gives 12 bits as they are, not scaled to 16.
+        bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS, (16,))[0]
+        image = Image.fromarray(levels.astype(np.float32) / (4095 if bits == 12 else 65535))
     elif image.mode != mode:
         image = image.convert(mode)
     if size is not None and (image.height, image.width) != size:

@@ -115,12 +115,12 @@ def same_mean(name: str, space: FeatureSpace, m: int, mean: Tensor, n: int, rate
     from scipy.stats import gamma
 
     value = (mean - space.mean).square().sum().item()
-    if space.variance == 0:  # an outlier gave the only direction there is
-        return Measure(name, value, None, 1.0, rate)
     each = 1 / n + 1 / m
     cumulant = max(0.0, space.fourth - space.variance**2 - 2 * space.variance_squared)
     expected = space.variance * each
     variance = 2 * space.variance_squared * each**2 + cumulant * (1 / n**3 + 1 / m**3)
+    if expected == 0 or variance == 0:  # an outlier gave the only direction there is
+        return Measure(name, value, None, 1.0, rate)
     shape, scale = expected**2 / variance, variance / expected
     p_value, threshold = gamma.sf(value, shape, scale=scale), gamma.isf(rate, shape, scale=scale)
     return Measure(name, value, float(threshold), float(p_value), rate)

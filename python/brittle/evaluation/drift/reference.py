@@ -94,7 +94,7 @@ class Reference:
             progress: called with the samples done.
 
         Raises:
-            ValueError: fewer than 50 samples; NaN logits; features that are not finite; an unknown layer; a
+            ValueError: fewer than 50 samples; logits or features that are not finite; an unknown layer; a
                 batch that does not fit.
 
         Example:
@@ -109,6 +109,10 @@ class Reference:
         op = "Reference.of"
         check.check_count(op, "batch_size", batch_size)
         check.check_count(op, "fixed_batch", fixed_batch)
+        if fixed_batch > storage.LARGEST_FIXED_BATCH:
+            raise ValueError(
+                f"{op}: fixed_batch must be at most {storage.LARGEST_FIXED_BATCH:,}; got {fixed_batch}"
+            )
         answers: list[tuple[Tensor, ...]] = []
         held, total, classes, done = Reservoir(), None, 0, 0
         for part in rows(op, model, data, features, batch_size, fixed_batch):
@@ -266,7 +270,8 @@ class Reference:
         """Read what :meth:`save` wrote. Nothing in the file is executed.
 
         Raises:
-            ValueError: there is no such file; it is something else, of another format, or damaged.
+            ValueError: there is no such file; it is something else, of another format, or damaged; a fact or
+                tensor in it is of another kind than :meth:`save` writes.
 
         Example:
             >>> import tempfile, torch
@@ -279,23 +284,19 @@ class Reference:
             100
         """
         tensors, facts = storage.read("Reference.load", Path(path))
-        try:
-            return cls._of_parts(tensors, facts)
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"Reference.load: path must be a whole drift reference; {path} has no usable {error}"
-            ) from None
 
-    @classmethod
-    def _of_parts(cls, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Reference:
         def sketch(name: str) -> Sketch:
             values, below, upto = (tensors[f"{name}.{part}"] for part in _SKETCH_TENSORS)
-            return Sketch(values, below, upto, facts[f"{name}.samples"])
+            return Sketch(values, below, upto, facts[f"{name}.samples"])  # type: ignore[literal-required]
 
         space = None
         if facts["space"] is not None:
             parts: dict[str, Any] = {name: tensors[f"space.{name}"] for name in _SPACE_TENSORS}
-            space = FeatureSpace(**parts, **facts["space"], distances=sketch("distances"))
+            # JSON writes 2 where 2.0 is meant.
+            given: dict[str, Any] = {**facts["space"]}
+            numbers: dict[str, Any] = {name: float(given[name]) for name in _SPACE_NUMBERS}
+            numbers["rank"] = facts["space"]["rank"]
+            space = FeatureSpace(**parts, **numbers, distances=sketch("distances"))
         return cls(
             samples=facts["samples"],
             confidence=sketch("confidence"),

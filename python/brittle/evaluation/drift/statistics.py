@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_QUANTILES = 201
+QUANTILES = 201
 _DIRECTIONS, _BASIS = 64, 2**16  # at most: directions, and their elements together
 _LEAST_DIRECTIONS = 8
 _OUTSIDE = 0.01
@@ -34,7 +34,7 @@ class Sketch:
     def of(cls, values: Tensor) -> Sketch:
         """Of float64 ``[M]``, M >= 1."""
         ordered = values.sort().values
-        ranks = torch.linspace(0, len(values) - 1, _QUANTILES, dtype=torch.float64).round().long()
+        ranks = torch.linspace(0, len(values) - 1, QUANTILES, dtype=torch.float64).round().long()
         knots: Tensor = ordered[ranks].unique()  # type: ignore[no-untyped-call]
         return cls(knots, *_shares(ordered, knots), len(values))
 
@@ -110,7 +110,7 @@ class FeatureSpace:
         coordinates, distances = _place(held_out, centre, directions, spread, rest)
         apart = coordinates - coordinates.mean(0)
         covariance = apart.T @ apart / (len(apart) - 1)
-        rank = min(len(distances), math.ceil((1 - _OUTSIDE) * (len(distances) + 1)))
+        rank = rank_of_limit(len(distances))
         return cls(
             centre=centre,
             directions=directions,
@@ -128,6 +128,11 @@ class FeatureSpace:
     def place(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Coordinates ``[N, K]`` and distances ``[N]``, float64, of features ``[N, D]``."""
         return _place(features, self.centre, self.directions, self.spread, self.rest)
+
+
+def rank_of_limit(samples: int) -> int:
+    """Which of so many held-out distances, in ascending order, about 1 % of new samples exceed."""
+    return min(samples, math.ceil((1 - _OUTSIDE) * (samples + 1)))
 
 
 def _place(

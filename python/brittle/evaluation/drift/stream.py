@@ -49,7 +49,7 @@ def rows(
         fixed_batch: how many samples the model runs on.
 
     Raises:
-        ValueError: no samples; NaN logits or features that are not finite; a batch that does not fit.
+        ValueError: no samples; logits or features that are not finite; a batch that does not fit.
     """
     target = Target.of(model, op)
     first = 0
@@ -72,7 +72,12 @@ def rows(
                 sample = first + int(wrong.nonzero()[0])
                 raise ValueError(f"{op}: features must be finite; got others for sample {sample}")
         confidence, predicted = logits.softmax(1).max(1)
-        yield Rows(predicted, confidence, -logits.logsumexp(1), logits.shape[1], last)
+        energy = -logits.logsumexp(1)
+        wrong = ~(confidence.isfinite() & energy.isfinite())
+        if wrong.any():
+            sample = first + int(wrong.nonzero()[0])
+            raise ValueError(f"{op}: logits must be finite; got others for sample {sample}")
+        yield Rows(predicted, confidence, energy, logits.shape[1], last)
         first += len(x)
 
 

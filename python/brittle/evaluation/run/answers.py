@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from brittle._files import clean_text
 from brittle.evaluation.penultimate import capture_penultimate
 from brittle.evaluation.run.store import Row
 from brittle.evaluation.run.work import Stage, Work, Writer, answer_rows, away_from, refuse_outside
@@ -46,7 +47,7 @@ class Clean(Stage):
                 features = [None] * len(ids) if wide is None else _compact(wide)[: len(ids)].cpu().numpy()
                 rows = ids.tolist()
                 segments = [None if source.groups is None else source.groups[row] for row in rows]
-                names, labels = map(source.name_of, rows), y.tolist()
+                names, labels = [clean_text(source.name_of(row)) for row in rows], y.tolist()
                 sets = [work.data_set] * len(rows)
                 columns = found.predicted.tolist(), found.confidence.tolist(), loss
                 blobs = logits.float().cpu().numpy()

@@ -13,6 +13,7 @@ import torch
 
 from brittle import __version__
 from brittle import _checks as check
+from brittle._files import clean_names, clean_text
 from brittle.evaluation.run import fingerprint
 from brittle.evaluation.run.answers import Surroundings
 from brittle.evaluation.run.finish import finish, load_report
@@ -166,7 +167,9 @@ def evaluate(
     named = data if isinstance(data, Mapping) else {"data": data}
     if not named:
         raise ValueError(f"{op}: data must hold at least one set; got none")
-    sources = {str(name): as_source(one) for name, one in named.items()}
+    sources = dict(zip(clean_names(named), map(as_source, named.values()), strict=True))
+    title = None if title is None else clean_text(title)
+    provenance = {clean_text(name): clean_text(text) for name, text in (provenance or {}).items()}
     if NOISE in sources:
         raise ValueError(
             f"{op}: data sets must not be called {NOISE!r}, which is the report's own; got {tuple(sources)}"
@@ -228,7 +231,7 @@ def evaluate(
         team.wait()
         store.still_there()
         if team.leads:
-            finish(store, target, about, settings, requirements, title, dict(provenance or {}), progress)
+            finish(store, target, about, settings, requirements, title, provenance, progress)
         team.wait()
     summary = load_report(folder)
     return Report(summary, folder, summary["verdict"]["held"])
