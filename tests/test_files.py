@@ -130,3 +130,22 @@ class TestWriting:
         _files.write_whole(tmp_path / "file", b"after")
         assert os.listdir(tmp_path) == ["file"]
         assert (tmp_path / "file").read_bytes() == b"after"
+
+
+class TestReplacing:
+    def test_only_what_brittle_wrote_is_replaced(self, tmp_path: Path) -> None:
+        path = tmp_path / "report.html"
+        _files.refuse_foreign("op", path, _files.PAGE)
+        path.write_bytes(b"<html>" + _files.PAGE + b"</html>")
+        _files.refuse_foreign("op", path, _files.PAGE)
+        path.write_text("<html>my thesis</html>")
+        with pytest.raises(ValueError, match=r"^op: .*report.html is there already and was not written by"):
+            _files.refuse_foreign("op", path, _files.PAGE)
+
+    @pytest.mark.timeout(20)
+    def test_nor_what_is_no_file(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "dangling").symlink_to("nowhere")
+        for name in ("pipe", ".", "dangling"):
+            with pytest.raises(ValueError, match=r"^op: .* must be a file that can be replaced"):
+                _files.refuse_foreign("op", tmp_path / name, _files.PAGE)

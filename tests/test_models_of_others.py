@@ -469,7 +469,7 @@ class TestOtherModules:
         program = torch.export.export(self.plain(), (X[:8],)).module()
         y = answers(self.plain())
         handed: Any = brittle.Target(program) if prepared else program
-        with pytest.raises(ValueError, match=r"^pgd: the model must take 40 samples; got an exported"):
+        with pytest.raises(ValueError, match=r"^pgd: the model must take 16 samples; got an exported"):
             brittle.pgd(handed, X, y, 0.05)
         adv = brittle.pgd(brittle.Target(program, fixed_batch=8), X, y, 0.05)
         assert torch.equal(

@@ -34,7 +34,10 @@ def _minimal(arguments: list[str], missing: str | None) -> None:
 
         print(environment.as_json() if arguments[1:] else environment.as_text())
     else:
-        print(f"brittle: this command needs {missing}; install `brittle[eval]`.", file=sys.stderr)
+        print(
+            f"brittle: this command needs {missing}; `pip install '.[eval]'` in its folder installs it.",
+            file=sys.stderr,
+        )
         sys.exit(_BAD_INPUT)
 
 

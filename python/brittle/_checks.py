@@ -104,7 +104,7 @@ def check_inside(op: str, name: str, eps: float | Tensor, norm: str, bounds: Bou
     """
     width = bounds[1] - bounds[0]
     largest = max(eps.flatten().tolist(), default=0.0) if isinstance(eps, Tensor) else eps
-    if norm == "linf" and largest > width * (1 + 1e-6):
+    if norm == "linf" and 0 < width * (1 + 1e-6) < largest:
         lo, hi = bounds
         raise ValueError(
             f"{op}: {name} must be at most {width:g}, the width of the bounds ({lo:g}, {hi:g}), beyond which "

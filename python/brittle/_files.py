@@ -139,6 +139,30 @@ def clean_names(names: Iterable[object]) -> tuple[str, ...]:
     return tuple(cleaned[text] for text in texts)
 
 
+#: What a page of brittle's begins with, and with it everything that may be replaced by another.
+PAGE = b'<meta name="generator" content="brittle">'
+_HEAD = 1 << 16
+
+
+def refuse_foreign(op: str, path: Path, mark: bytes) -> None:
+    """Raise ValueError if ``path`` is there already and is not brittle's, so that writing would destroy it.
+
+    Args:
+        op: the operator to name.
+        path: of the file that is to be written.
+        mark: bytes near the beginning of every file of its kind that brittle writes.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        with open_regular(path) as file:
+            ours = mark in file.read(_HEAD)
+    except OSError as error:
+        raise ValueError(f"{op}: {path} must be a file that can be replaced; {error.strerror}") from None
+    if not ours:
+        raise ValueError(f"{op}: {path} is there already and was not written by brittle; name another place")
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is there as a whole, on disk, or not at all."""
     draft = path.with_name(draft_name(path.name))

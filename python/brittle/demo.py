@@ -14,6 +14,7 @@ from sklearn import __version__ as sklearn_version
 from torch import Tensor, nn
 
 from brittle import environment, report
+from brittle._files import PAGE, refuse_foreign
 from brittle.attacks import fgsm, pgd
 from brittle.evaluation import Curve, accuracy_vs_epsilon
 from brittle.sources import Digits, digits
@@ -60,7 +61,12 @@ def run(
             given back as it was.
         epsilons: radii of the Linf ball, in any order; 0 is always added.
         progress: called with the stage, how much of it is done, and its total.
+
+    Raises:
+        ValueError: ``out`` has a ``report.html`` that is not brittle's.
     """
+    path = out / "report.html"
+    refuse_foreign("demo", path, PAGE)
     tick = progress or (lambda stage, done, total: None)
     epsilons = sorted({0.0, *epsilons})
     with _one_thread():
@@ -68,7 +74,6 @@ def run(
         model = trained_network(train, seed, tick)
         curves = [_curve(model, test, epsilons, attack, seed, tick) for attack in ("fgsm", "pgd")]
         groups = examples(model, test, epsilons, seed, tick)
-    path = out / "report.html"
     path.write_text(_page(train, test, curves, groups, seed), encoding="utf-8")
     return Result(curves[0], curves[1], groups, path)
 

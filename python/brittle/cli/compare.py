@@ -23,9 +23,11 @@ def compare(
     """Put two finished runs side by side, on stdout and on a page."""
     op = "compare"
     with exit_codes(op):
+        from brittle._files import PAGE, refuse_foreign
         from brittle.evaluation import compare as numbers_of
         from brittle.report import compare_page
 
+        refuse_foreign(op, out, PAGE)
         found = numbers_of(run_a, run_b)
         page = compare_page(found.a, found.b, found.summary)
         try:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brittle.cli.exits import exit_codes, need
+from brittle._extras import require
+from brittle.cli.exits import exit_codes
 from brittle.cli.progress import progress_on_stderr
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def demo(
 ) -> None:
     """Train a network on handwritten digits, break it with FGSM and PGD, and write a report."""
     with exit_codes("demo"):
-        need("rich", "sklearn", "matplotlib", "jinja2")
+        require("demo", "rich", "sklearn.datasets", "matplotlib.figure", "jinja2")
         from brittle import demo as demonstration
 
         try:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from brittle._files import clean_text
+from brittle._extras import DIAGNOSIS, require
+from brittle._files import PAGE, clean_text, refuse_foreign
 from brittle.cli import options as shared
 from brittle.cli import values
 from brittle.cli.config import options_from_file
-from brittle.cli.exits import MISSED, exit_codes, need
+from brittle.cli.exits import MISSED, exit_codes
 from brittle.cli.flawed import FAIL_HELP, PLACES, Flawed, Untrained, UntrainedWeights, check_severity
 
 if TYPE_CHECKING:
@@ -91,8 +92,11 @@ def diagnose(
     """
     op = "diagnose"
     with exit_codes(op):
-        need("jinja2", "matplotlib", "safetensors", "sklearn")
+        require(op, *DIAGNOSIS)
         check_severity(op, fail_on)
+        if out is not None:
+            refuse_foreign(op, out / "report.html", PAGE)
+            refuse_foreign(op, out / "diagnosis.json", b'"layers"')
         flawed = Flawed.of(op, model, weights, untrained, untrained_weights, data, size)
         wanted = values.words(layers) if layers else None
         limits = values.pair(op, "--bounds", bounds)

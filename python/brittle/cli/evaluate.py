@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from brittle._extras import REPORT, require
 from brittle.cli import options as shared
 from brittle.cli import values
 from brittle.cli.config import options_from_file
-from brittle.cli.exits import MISSED, exit_codes, need, rank
+from brittle.cli.exits import MISSED, exit_codes, rank
 from brittle.cli.inputs import Inputs
 from brittle.cli.progress import progress_on_stderr
 
@@ -128,7 +129,7 @@ def evaluate(
     """
     op = "evaluate"
     with exit_codes(op, resumes=True):
-        need("PIL", "jinja2", "matplotlib", "safetensors", "sklearn", "torchmetrics")
+        require(op, *REPORT)
         inputs = Inputs.of(op, model, weights, data, groups, size)
         chosen = values.words(norms)
         settings: dict[str, Any] = {

@@ -10,11 +10,12 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import typer
+
+from brittle._extras import UnusablePackage
 
 HELD, MISSED, BAD_INPUT, FAILED = 0, 1, 2, 3
 
@@ -60,13 +61,6 @@ def exit_codes(command: str, *, resumes: bool = False) -> Iterator[None]:
         )
 
 
-def need(*packages: str) -> None:
-    """Raise ModuleNotFoundError for a package that is missing now, not when the work is done."""
-    for package in packages:
-        if find_spec(package) is None:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-
-
 def _end(code: int, text: str) -> None:
     if rank():
         time.sleep(_GRACE)
@@ -76,6 +70,8 @@ def _end(code: int, text: str) -> None:
 
 def _is_bad_input(error: Exception) -> bool:
     """Whether brittle itself found fault with what it was given, and says so in a sentence for users."""
+    if isinstance(error, UnusablePackage):
+        return True
     if not isinstance(error, (ValueError, OSError)):
         return False
     if any(kind.__name__ in ("BadSample", "RunStoreError") for kind in type(error).__mro__):

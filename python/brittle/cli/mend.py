@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from brittle._extras import DIAGNOSIS, REPORT, require
 from brittle._files import clean_text
 from brittle.cli import options as shared
 from brittle.cli import values
 from brittle.cli.config import options_from_file
 from brittle.cli.diagnose import fails
-from brittle.cli.exits import MISSED, exit_codes, need
+from brittle.cli.exits import MISSED, exit_codes
 from brittle.cli.flawed import FAIL_HELP, PLACES, Flawed, Untrained, UntrainedWeights, check_severity
 from brittle.cli.progress import progress_on_stderr
 
@@ -103,7 +104,7 @@ def mend(
     """
     op = "mend"
     with exit_codes(op, resumes=not dry_run):
-        need("jinja2", "matplotlib", "PIL", "safetensors", "sklearn", "torchmetrics")
+        require(op, *DIAGNOSIS, *REPORT)
         check_severity(op, fail_on)
         flawed = Flawed.of(op, model, weights, untrained, untrained_weights, data, size, test=True)
         limits = values.pair(op, "--bounds", bounds)

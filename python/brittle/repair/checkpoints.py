@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from brittle._files import write_whole
+from brittle._files import refuse_foreign, require_regular, write_whole
 
 FORMAT = 1
 
@@ -39,6 +39,7 @@ def write(op: str, path: Path, state: dict[str, Any]) -> None:
 
     tensors: dict[str, Tensor] = {}
     tree = _flat(op, "state", state, tensors)
+    refuse_foreign(op, path, _ENTRY.encode())
     write_whole(path, save(tensors, {_ENTRY: json.dumps({"format": FORMAT, "state": tree})}))
 
 
@@ -47,6 +48,7 @@ def read(op: str, path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_ENTRY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -54,12 +56,16 @@ def read(op: str, path: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{op}: checkpoint must be one of a training; {path} is another safetensors file"
             )
-        entry = json.loads(text)
+        entry = json.loads(text)  # a loss in it may be no number, which the standard does not know
         if entry["format"] != FORMAT:
             raise ValueError(f"{op}: checkpoint must be of format {FORMAT}; {path} has {entry['format']!r}")
         state: dict[str, Any] = _deep(entry["state"], tensors)
+        if not isinstance(state, dict):
+            raise TypeError("its state is no dictionary")
         return state
-    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{op}: checkpoint must be an undamaged file; {path}: {error}") from None
+    except (SafetensorError, OSError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{op}: checkpoint must be an undamaged file; {path}: {error}") from None
 
 

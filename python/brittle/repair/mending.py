@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from brittle import _checks as check
+from brittle._extras import DIAGNOSIS, REPORT, require
 from brittle.data import Data
 from brittle.diagnosis.flaws.diagnose import diagnose
 from brittle.diagnosis.flaws.result import Diagnosis
@@ -117,6 +118,8 @@ def mend(
             raise ValueError(f"{_OP}: {name} must be iterable anew for each epoch; got an iterator")
     eps = 8 / 255 * (bounds[1] - bounds[0]) if eps is None else check.check_scalar(_OP, "eps", eps)
     check.check_inside(_OP, "eps", eps, "linf", bounds)
+    if out is not None:
+        require(_OP, *DIAGNOSIS, *REPORT)
     work = _Work(
         train, validation, untrained, epochs, tolerance, eps, bounds, samples, batch_size, seed, progress
     )

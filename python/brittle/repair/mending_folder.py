@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from brittle import __version__
-from brittle._files import write_whole
+from brittle._files import parse_json, read_regular, write_whole
 from brittle.data import Data
 from brittle.evaluation.compare import compare
 from brittle.evaluation.run import fingerprint
 from brittle.evaluation.run.evaluate import evaluate
 from brittle.evaluation.run.settings import EPSILONS
-from brittle.evaluation.run.store import RunStoreError, lock, write_json
+from brittle.evaluation.run.store import RunStoreError, lock, refuse_foreign, write_json
 from brittle.report.compare import compare_page
 from brittle.report.diagnosis import diagnosis_page
 from brittle.report.mending import mending_page
@@ -59,15 +59,17 @@ class Folder:
 
     def __enter__(self) -> Folder:
         try:
-            (self.out / "training").mkdir(parents=True, exist_ok=True)
+            self.out.mkdir(parents=True, exist_ok=True)
+            if not (self.out / "begun.json").exists():
+                refuse_foreign(self.out, "mending")
+            self._held.enter_context(lock(self.out))
+            (self.out / "training").mkdir(exist_ok=True)
+        except RunStoreError as error:
+            raise ValueError(str(error).replace("evaluate:", f"{_OP}:", 1)) from None
         except OSError as error:
             raise ValueError(
                 f"{_OP}: out must be a folder that can be made; got {self.out}: {error.strerror}"
             ) from None
-        try:
-            self._held.enter_context(lock(self.out))
-        except RunStoreError as error:
-            raise ValueError(str(error).replace("evaluate:", f"{_OP}:", 1)) from None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,9 +80,11 @@ class Folder:
         path = self.out / "begun.json"
         if path.exists():
             try:
-                begun = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                raise ValueError(f"{_OP}: out must be a mending's folder; {path} cannot be read") from None
+                begun = parse_json(read_regular(path, follow=False), dict[str, str])
+            except OSError as error:
+                raise ValueError(f"{_OP}: out must be a mending's folder; {path}: {error.strerror}") from None
+            except ValueError as error:
+                raise ValueError(f"{_OP}: out must be a mending's folder; {path}: {error}") from None
             apart = fingerprint.differences(begun, json.loads(json.dumps(identity)))
             if apart:
                 raise ValueError(

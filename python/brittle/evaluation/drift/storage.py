@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import NotRequired, TypedDict
 
-from brittle._files import check_shape, parse_json, require_regular, write_whole
+from brittle._files import check_shape, parse_json, refuse_foreign, require_regular, write_whole
 from brittle.evaluation.drift.statistics import QUANTILES, rank_of_limit
 
 FORMAT = 1
@@ -73,6 +73,7 @@ def write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     facts = {"format": FORMAT, **facts}
     text = json.dumps({"facts": facts, "digest": _digest(tensors, facts)}, sort_keys=True)
+    refuse_foreign("Reference.save", path, _ENTRY.encode())
     write_whole(path, save(tensors, {_ENTRY: text}))
 
 

@@ -13,6 +13,7 @@ import torch
 
 from brittle import __version__
 from brittle import _checks as check
+from brittle._extras import REPORT, require
 from brittle._files import clean_names, clean_text
 from brittle.evaluation.run import fingerprint
 from brittle.evaluation.run.answers import Surroundings
@@ -142,7 +143,9 @@ def evaluate(
     Raises:
         ValueError: an argument, the data or the model does not fit; nothing is lost.
         RunMismatch: the folder holds a run of something else; a ValueError.
-        RunStoreError: the folder cannot be written, or another process works on it; an OSError.
+        RunStoreError: the folder is neither empty nor a run's, cannot be written, or another process works on
+            it; an OSError.
+        UnusablePackage: a package that the report needs is missing or cannot be imported; an ImportError.
 
     Example:
         >>> import tempfile, torch, brittle
@@ -157,6 +160,7 @@ def evaluate(
         (True, True)
     """
     op = "evaluate"
+    require(op, *REPORT)
     check.check_count(op, "batch_size", batch_size)
     if limit is not None:
         check.check_count(op, "limit", limit)

@@ -95,7 +95,7 @@ _STATEMENTS = {
 
 #: What :meth:`RunStore.save_points` calls its files, and what a file is called while it is written.
 _POINTS = re.compile(r"[A-Za-z0-9._-]+-\d{9,}\.safetensors")
-_DRAFTS = re.compile(r"\.((run|report)\.json|report\.html|[A-Za-z0-9._-]+-\d{9,}\.safetensors)\.\d+")
+_DRAFTS = re.compile(r"\.((run|report|begun)\.json|report\.html|[A-Za-z0-9._-]+-\d{9,}\.safetensors)\.\d+")
 
 Row = Sequence[Any]
 
@@ -416,8 +416,8 @@ def remove_drafts(folder: Path) -> None:
             path.unlink()
 
 
-def refuse_foreign(out: Path) -> None:
-    """Raise RunStoreError if a run is to begin in a folder that holds something already.
+def refuse_foreign(out: Path, kind: str = "run") -> None:
+    """Raise RunStoreError if a run, or another ``kind``, is to begin in a folder that is not empty.
 
     What a process left that was killed before it wrote ``run.json`` does not count.
     """
@@ -426,7 +426,7 @@ def refuse_foreign(out: Path) -> None:
     if found:
         some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
         raise RunStoreError(
-            f"evaluate: out must be a new or empty folder, or hold a run; got {out}, which holds {some}"
+            f"evaluate: out must be a new or empty folder, or hold a {kind}; got {out}, which holds {some}"
         )
 
 

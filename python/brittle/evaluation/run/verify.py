@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from brittle._extras import require
 from brittle._files import check_shape
 from brittle.engine import distances
 from brittle.evaluation.run import fingerprint
@@ -135,6 +136,7 @@ def verify(
         ...     brittle.evaluation.verify(out, model, (x, y)).ok
         True
     """
+    require("verify", "pydantic", "safetensors.torch")
     folder = Path(run)
     begun = read_run_json(folder)
     known = begun["fingerprint"]
