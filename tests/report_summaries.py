@@ -288,7 +288,7 @@ def separated(name: str, chance: Any) -> Summary:
                 },
             }
         )
-    return {"set": name, "scores": scores}
+    return {"set": name, "labelled": name != "uniform noise", "scores": scores}
 
 
 def attacked(samples: int, labels: tuple[str, ...]) -> Summary:

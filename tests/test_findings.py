@@ -181,16 +181,16 @@ class TestMasking:
 def test_attacks_that_break_the_model(rows: SetRows) -> None:
     at_once = run_rows.make_attack(rows, distance=torch.full((300,), 0.001))
     assert findings("robustness", replace(rows, attacks=(at_once,))) == [
-        ("critical", "Attacks break the model at epsilon 0.0314 (Linf)")
+        ("critical", "Attacks break the model at epsilon 2/255 (Linf)")
     ]
     mostly = run_rows.make_attack(rows, distance=torch.where(torch.arange(300) % 10 < 7, 0.001, torch.inf))
     assert findings("robustness", replace(rows, attacks=(mostly,)))[0][0] == "serious"
     later = run_rows.make_attack(rows, distance=torch.full((300,), 0.05))
     assert findings("robustness", replace(rows, attacks=(later,))) == [
-        ("note", "Attacks break the model at epsilon 0.0627 (Linf), beyond the 0.0314 that is asked about")
+        ("note", "Attacks break the model at epsilon 16/255 (Linf), beyond the 8/255 that is asked about")
     ]
     for share, expected in (
-        (3, [("moderate", "Attacks weaken the model at epsilon 0.0314 (Linf)")]),
+        (3, [("moderate", "Attacks weaken the model at epsilon 8/255 (Linf)")]),
         (1, []),
     ):
         some = run_rows.make_attack(

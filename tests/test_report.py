@@ -134,7 +134,8 @@ def test_key_figures(page: Page, summary: Summary) -> None:
     assert f"{percent(robust)} robust accuracy, Linf worst case within epsilon 8/255" in words
     assert "0.495 median epsilon, L2" in words
     assert "81.3 % worst segment portable, 80 samples" in words
-    assert "97.8 % AUROC best score (feature distance) on the hardest set" in words
+    assert "97.8 % AUROC against other hospital best score (feature distance)" in words
+    assert "AUROC against uniform noise" not in words
 
 
 def test_views_that_are_absent_are_not_on_the_page(summary: Summary) -> None:
@@ -300,10 +301,20 @@ def test_two_runs_side_by_side(summary: Summary) -> None:
     assert words.index(summary["verdict"]["headline"]) < words.index("Holds.")
     before = summary["views"]["classification"]["sets"][0]["accuracy"]
     less = f"↓ {number(-0.006)}"
-    page.shows("numbers", ("accuracy, digits", number(before), number(before - 0.006), less, "worse", ""))
-    [row] = [row for row in page.rows("numbers") if row[0] == "robust accuracy, linf 0.03137"]
+    page.shows(
+        "numbers",
+        (
+            "accuracy, digits",
+            number(before),
+            number(before - 0.006),
+            less,
+            "within chance",
+            "intervals overlap",
+        ),
+    )
+    [row] = [row for row in page.rows("numbers") if row[0] == "robust accuracy, linf 8/255"]
     assert row[3].startswith("↑ +0.")
-    assert row[4:] == ("better", "apart")
+    assert row[4:] == ("better", "intervals apart")
     assert page.figures == {"curves": 2, "calibration": 8}
     robust = [run["views"]["robustness"]["norms"][1]["robust_accuracy"][3] for run in (summary, fixed)]
     page.shows("curves", ("0.5", *map(percent, robust)))
@@ -314,8 +325,8 @@ def test_two_runs_side_by_side(summary: Summary) -> None:
 
 
 def test_comparison_is_escaped_and_survives_missing_views(summary: Summary) -> None:
-    bad = hostile(only(summary, "robustness"))
-    numbers = compare(bad, only(summary, "segments")).summary
+    bad = hostile(only(summary, "robustness", "segments"))
+    numbers = compare(bad, only(bad, "segments")).summary
     page = harmless(report.compare_page(bad, only(summary, "segments"), numbers))
     assert "alert(1)" in page.text
     assert page.figures == {"curves": 2}

@@ -47,7 +47,7 @@ def test_robustness_numbers(summary: Summary, page: Page) -> None:
         page.shows("robustness", ("never fooled", "7"))
         page.shows("robustness", ("searched up to epsilon", epsilon(smallest["upper"])))
         for eps, share in zip(*smallest["curve"].values(), strict=True):
-            page.shows("robustness", (f"within {eps:.4g}", percent(share)))
+            page.shows("robustness", (f"within {epsilon(eps)}", percent(share)))
     flags = {"samples attacked": "485", "with a zero gradient": "2", "stalled": "5"}
     flags |= {"with a gradient that is not finite": "0", "fooled by a single step alone": "1"}
     for flag in (

@@ -82,7 +82,7 @@ def test_parse_errors(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("robust=0.5@0.1", r"at a radius that is evaluated in linf \(0.007843, 0.01569, 0.03137, 0.06275\)"),
+        ("robust=0.5@0.1", r"at a radius that is evaluated in linf \(2/255, 4/255, 8/255, 16/255\)"),
         ("robust=0.5@8/255:l2", r"at a radius that is evaluated in l2 \(0.1, 0.25, 0.5, 1\)"),
         ("robust=0.5@8/255:l1", r"in a norm that is evaluated \(linf, l2\)"),
         ("f1=0.5", r"of a view that is evaluated \(f1 is of 'classification'\)"),
@@ -140,11 +140,11 @@ def test_the_headline_says_what_breaks_the_model_and_how_sure_that_is() -> None:
     eps = run_rows.EPSILONS["linf"]
     verdict = summarise(attacked({eps[1]: 40, eps[2]: 378, eps[3]: 20}))["verdict"]
     assert verdict["headline"] == (
-        "Breaks at epsilon 0.0314 (Linf): PGD leaves 12.4 % of 500 samples right (95 % interval 9.8-15.6 %)"
+        "Breaks at epsilon 8/255 (Linf): PGD leaves 12.4 % of 500 samples right (95 % interval 9.8-15.6 %)"
     )
     assert verdict["sentences"] == (
         "Right on 96.0 % of 500 samples as they are (95 % interval 93.9-97.4 %).",
-        "Half of the samples are wrong within epsilon 0.0314 (Linf).",
+        "Half of the samples are wrong within epsilon 8/255 (Linf).",
         "Confidence 98.2 % on average, expected calibration error 0.022.",
     )
 
@@ -153,23 +153,23 @@ def test_the_smallest_radius_that_surely_breaks_it() -> None:
     eps = run_rows.EPSILONS["linf"]
     # 230 of 480 are left at the second radius: less than half, but not surely.
     headline = summarise(attacked({eps[1]: 250, eps[3]: 200}))["verdict"]["headline"]
-    assert headline.startswith("Breaks at epsilon 0.0627 (Linf): PGD leaves 6.0 % of 500")
+    assert headline.startswith("Breaks at epsilon 16/255 (Linf): PGD leaves 6.0 % of 500")
 
 
 def test_models_that_are_not_broken() -> None:
     eps = run_rows.EPSILONS["linf"]
     kept = summarise(attacked({eps[3]: 40}))["verdict"]["headline"]
     assert kept.startswith(
-        "Keeps more than half of its accuracy up to epsilon 0.0627 (Linf): PGD leaves 88.0 %"
+        "Keeps more than half of its accuracy up to epsilon 16/255 (Linf): PGD leaves 88.0 %"
     )
     blind = attacked({eps[2]: 10}, zero_gradient=torch.ones(500, dtype=torch.bool))
     verdict = summarise(blind)["verdict"]
     assert verdict["headline"].startswith(
-        "Signs of gradient masking (Linf), so robustness is unknown: at epsilon 0.0627 (Linf): PGD leaves "
+        "Signs of gradient masking (Linf), so robustness is unknown: at epsilon 16/255 (Linf): PGD leaves "
     )
     assert any("signs of gradient masking (Linf)" in sentence for sentence in verdict["sentences"])
     few = summarise(attacked({eps[2]: 12}, samples=25))["verdict"]["headline"]
-    assert few.startswith("Too few samples to tell: at epsilon 0.0627 (Linf): PGD leaves 48.0 % of 25")
+    assert few.startswith("Too few samples to tell: at epsilon 16/255 (Linf): PGD leaves 48.0 % of 25")
 
 
 def test_no_attack_and_a_part_of_the_data(report: dict[str, Any]) -> None:
@@ -204,11 +204,11 @@ class TestCompare:
         summary = comparison.summary
         rows = {row["measure"]: row for row in summary["rows"]}
         assert len(rows) == len(summary["rows"])
-        changed = rows["robust accuracy, linf 0.03137"]
+        changed = rows["robust accuracy, linf 8/255"]
         assert changed["difference"] == pytest.approx(0.5)
         assert (changed["change"], changed["sure"]) == ("better", True)
         error = rows["calibration error, test, clean"]
-        assert (error["change"], error["sure"]) == ("worse", False)
+        assert (error["change"], error["sure"], error["test"]) == ("not tested", False, None)
         assert rows["accuracy, test"]["change"] == "same"
         assert (rows["worst group, test"]["b"], rows["worst group, test"]["difference"]) == (None, None)
         assert rows["AUROC, other-hospital, energy"]["change"] is None
@@ -218,11 +218,15 @@ class TestCompare:
         assert (summary["notes"], summary["same_data"]) == ([], None)
         assert json.loads(json.dumps(summary, allow_nan=False)) == summary
         lines = comparison.table().splitlines()
-        assert lines[:2] == ["a: a net", "b: a fixed net"]
-        (line,) = [line for line in lines if line.startswith("robust accuracy, linf 0.03137")]
+        assert lines[:2] == [
+            f"a: a net (folder {tmp_path / 'a'})",
+            f"b: a fixed net (folder {tmp_path / 'b'})",
+        ]
+        (line,) = [line for line in lines if line.startswith("robust accuracy, linf 8/255")]
         a, b = changed["a"], changed["b"]
-        assert lines[-1] == "* the 95 % intervals lie apart: more than chance"
-        assert line.split()[4:] == [f"{a:.4f}", f"{b:.4f}", "0.5000", "better", "*"]
+        assert lines[-1] == "without p: beyond chance where the 95 % intervals lie apart"
+        assert line.split()[4:] == [f"{a:.4f}", f"{b:.4f}", "0.5000", "better"]
+        assert summary["rows"][0] == changed, "what surely changed comes first"
 
     def test_what_stands_in_the_way(self, report: dict[str, Any]) -> None:
         other = copy.deepcopy(report)
@@ -234,7 +238,7 @@ class TestCompare:
         assert found["notes"] == [
             "The two runs are of different data: differences may be the data's.",
             "Run b is partial: 100 of 500 samples.",
-            "The two runs differ in settings: steps.",
+            "The two runs differ in settings: steps (40 in a, 10 in b).",
         ]
         assert found["same_data"] is False
         assert compare(report, report).summary["same_data"] is True
@@ -247,9 +251,9 @@ class TestCompare:
         for a, b, word in ((weak, masked, "b"), (masked, weak, "a")):
             found = compare(a, b).summary
             rows = {row["measure"]: row for row in found["rows"]}
-            for name in (f"robust accuracy, linf {eps[2]:.4g}", "median epsilon, linf"):
+            for name in ("robust accuracy, linf 8/255", "median epsilon, linf"):
                 assert (rows[name]["change"], rows[name]["sure"]) == (None, False)
-            assert abs(rows[f"robust accuracy, linf {eps[2]:.4g}"]["difference"]) > 0.5
+            assert abs(rows["robust accuracy, linf 8/255"]["difference"]) > 0.5
             assert found["notes"] == [
                 f"Run {word} has signs of gradient masking (linf): its robust accuracy is one at most, so no "
                 "change of it is judged."

@@ -18,6 +18,7 @@ from brittle.evaluation.views import VIEWS
 from brittle.evaluation.views.common import thin
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 from sklearn import metrics
 from sklearn.preprocessing import label_binarize
 from torch import Tensor
@@ -137,7 +138,7 @@ def test_calibration_under_noise_and_attack() -> None:
     run = run_rows.make_run()
     main, *others = view("calibration", run)["sets"]
     names = [condition["name"] for condition in main["conditions"]]
-    assert names == ["clean", "gaussian 2", "blur 2", "fgsm 0.0314"]
+    assert names == ["clean", "gaussian 2", "blur 2", "fgsm 8/255"]
     assert [[c["name"] for c in other["conditions"]] for other in others] == [["clean"], ["clean"]]
     rows = run.main
     probabilities = rows.logits.double().softmax(1)
@@ -274,8 +275,32 @@ def test_statistics() -> None:
     assert differ_by_chance([3, 0], [5, 0]) is None
     assert differ_by_chance([5, 5], [5, 5]) == 1.0
     assert auroc_interval(0.8, 0, 5) is None
+    assert auroc_interval(1.0, 5, 0) is None
     low, high = auroc_interval(0.8, 50, 50) or (0, 0)
-    assert (round(low, 3), round(high, 3)) == (0.713, 0.887)
+    assert (round(low, 3), round(high, 3)) == (0.697, 0.871)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 16, 500])
+def test_no_interval_is_a_point_at_the_ends(samples: int) -> None:
+    """All right, or all told apart, of finitely many samples is no certainty."""
+    for low, high in (wilson(samples, samples), auroc_interval(1.0, samples, samples)):  # type: ignore[misc]
+        assert high == 1.0
+        assert low < 1 - 0.5 / samples
+    for low, high in (wilson(0, samples), auroc_interval(0.0, samples, samples)):  # type: ignore[misc]
+        assert low == 0.0
+        assert high > 0.5 / samples
+
+
+@pytest.mark.parametrize("distance", [0.0, 1.5, 3.5])
+def test_auroc_intervals_hold_the_truth_as_often_as_they_say(distance: float) -> None:
+    generator = np.random.default_rng(0)
+    truth = float(norm.cdf(distance / math.sqrt(2)))
+    held = 0
+    for _ in range(400):
+        ours, theirs = generator.normal(size=16), generator.normal(distance, 1, 16)
+        low, high = auroc_interval(float((theirs[:, None] > ours).mean()), 16, 16) or (0, 0)
+        held += low <= truth <= high
+    assert held >= 0.92 * 400
 
 
 def test_thin_keeps_the_ends() -> None:

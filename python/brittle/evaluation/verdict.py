@@ -14,6 +14,7 @@ from brittle.evaluation.requirements import (
     radius_among,
 )
 from brittle.evaluation.statistics import percents
+from brittle.report.text import epsilon
 
 __all__ = ["Judged", "Requirement", "Verdict", "check_requirements", "judge", "parse_requirement"]
 
@@ -169,7 +170,7 @@ def _headline(views: Mapping[str, Any]) -> str:
 
 
 def _left(one: Mapping[str, Any], at: int, samples: int) -> str:
-    """``"0.0314 (Linf): PGD leaves 12.4 % of 500 samples right (95 % interval 9.8-15.6 %)"``."""
+    """``"8/255 (Linf): PGD leaves 12.4 % of 500 samples right (95 % interval 9.8-15.6 %)"``."""
     left, norm = one["robust_accuracy"][at], NORM_NAMES.get(one["norm"], one["norm"])
     alone = [
         curve["attack"]
@@ -180,7 +181,7 @@ def _left(one: Mapping[str, Any], at: int, samples: int) -> str:
     best = "pgd" if "pgd" in alone else next(iter(alone), None)
     who = f"{ATTACKS.get(best, best)} leaves" if best is not None else "all attacks together leave"
     return (
-        f"{one['epsilons'][at]:.3g} ({norm}): {who} {100 * left:.1f} % of {samples} samples right "
+        f"{epsilon(one['epsilons'][at])} ({norm}): {who} {100 * left:.1f} % of {samples} samples right "
         f"(95 % interval {percents(one['interval'][at])})"
     )
 
@@ -215,7 +216,7 @@ def _sentences(views: Mapping[str, Any]) -> list[str]:
         half = (one["minimal_epsilon"] or {}).get("median")
         norm = NORM_NAMES.get(one["norm"], one["norm"])
         if half:  # 0 where they are wrong as they are
-            found.append(f"Half of the samples are wrong within epsilon {half:.3g} ({norm}).")
+            found.append(f"Half of the samples are wrong within epsilon {epsilon(half)} ({norm}).")
         if one["masking"]["signs"]:
             found.append(
                 f"There are signs of gradient masking ({norm}), so robustness may be less than it seems."

@@ -80,7 +80,7 @@ class Folder:
         path = self.out / "begun.json"
         if path.exists():
             try:
-                begun = parse_json(read_regular(path, follow=False), dict[str, str])
+                begun = parse_json(read_regular(path, follow=False), dict[str, Any])
             except OSError as error:
                 raise ValueError(f"{_OP}: out must be a mending's folder; {path}: {error.strerror}") from None
             except ValueError as error:

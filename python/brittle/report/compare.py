@@ -53,12 +53,20 @@ def compare_page(a: Json, b: Json, comparison: Json) -> str:
     return render(
         "compare.html.jinja",
         title=f"{a['title']} and {b['title']}",
-        runs=[("A", a), ("B", b)],
+        runs=[
+            (name, run, _told_apart(comparison.get("runs", {}).get(name.lower(), {})))
+            for name, run in (("A", a), ("B", b))
+        ],
         sections=[each for each in sections if each is not None],
         notes=comparison["notes"],
         groups=_finding_groups(a["findings"], b["findings"], comparison["findings"]),
         differing=Table(("setting", "A", "B"), differing, words=frozenset({1, 2})) if differing else None,
     )
+
+
+def _told_apart(run: Json) -> str:
+    """Where a run is and of what weights: two may have one title."""
+    return ", ".join(f"{name} {text}" for name, text in run.items() if name != "title")
 
 
 def difference(value: float | None) -> str:
@@ -81,18 +89,28 @@ def _numbers(rows: Sequence[Json]) -> Section:
             number(row["b"]),
             difference(row["difference"]),
             row["change"] or DASH,
-            "apart" if row["sure"] else "",
+            _evidence(row),
         )
         for row in rows
     ]
     worse = frozenset(k for k, row in enumerate(rows) if row["change"] == "worse")
-    columns = ("measure", "A", "B", "B less A", "B is", "95 % intervals")
-    table = Table(columns, shown, words=frozenset({4, 5}), marked=worse, shown=_NUMBERS)
+    decided = sum(row["change"] in ("better", "worse") for row in rows)
+    columns = ("measure", "A", "B", "B less A", "B is", "evidence")
+    table = Table(columns, shown, words=frozenset({4, 5}), marked=worse, shown=max(_NUMBERS, decided))
     lead = (
-        "Whatever got worse is in bold. Where 95 % intervals are apart, chance hardly makes the difference; "
-        "elsewhere it may."
+        "What got worse beyond chance comes first, in bold. Where both runs have the same samples, p is that "
+        "of the exact sign test on the samples that differ (McNemar's test, for accuracies) after Holm's "
+        "correction for the number of measures; elsewhere the 95 % intervals decide, or nothing does."
     )
     return Section("numbers", "Key numbers", lead, [table])
+
+
+def _evidence(row: Json) -> str:
+    if row["test"] == "paired":
+        return "p < 0.001" if row["p"] < 0.001 else f"p = {row['p']:.2g}"
+    if row["test"] == "intervals":
+        return "intervals apart" if row["sure"] else "intervals overlap"
+    return ""
 
 
 def _curves(a: Json, b: Json) -> Section | None:

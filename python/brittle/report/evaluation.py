@@ -61,7 +61,7 @@ def evaluation_page(summary: Json, pictures: Mapping[str, Pixels]) -> str:
         sections=sections,
         sets=_set_table(summary["sets"]),
         skipped=_skipped_table(summary["sets"]),
-        settings=settings_of(summary["settings"]),
+        settings=settings_of(_in_force(summary)),
         provenance=summary["provenance"],
     )
 
@@ -93,11 +93,13 @@ def key_figures(summary: Json) -> list[Card]:
     best = [
         max((s["auroc"], s["score"], each["set"]) for s in each["scores"] if s.get("auroc") is not None)
         for each in views.get("ood", {}).get("against", [])
-        if any(s.get("auroc") is not None for s in each["scores"])
+        # Noise that the report makes itself says nothing of foreign samples that somebody may bring.
+        if each.get("labelled") and any(s.get("auroc") is not None for s in each["scores"])
     ]
     if best:
         auroc, score, other = min(best)
-        cards.append(Card(percent(auroc), "AUROC", f"best score ({score}) on the hardest set ({other})"))
+        hardest = f", the hardest of {len(best)} sets" if len(best) > 1 else ""
+        cards.append(Card(percent(auroc), f"AUROC against {other}", f"best score ({score}){hardest}"))
     return cards
 
 
@@ -152,6 +154,17 @@ def _names(classes: Sequence[str]) -> str:
 def _skipped_table(sets: Sequence[Json]) -> Table | None:
     rows = [(each["name"], bad["name"], bad["reason"]) for each in sets for bad in each["skipped"]]
     return Table(("set", "sample", "reason"), rows, words=frozenset({1, 2}), shown=10) if rows else None
+
+
+def _in_force(summary: Json) -> Json:
+    """The settings that came to bear: what an attack would have done is no setting of a run without one."""
+    settings, views = summary["settings"], summary["views"]
+    idle: set[str] = set()
+    if "robustness" not in views:
+        idle = {"attacks", "steps", "restarts", "precision", "reported"}
+        if "calibration" not in views:  # which shows the answers to single steps
+            idle |= {"norms", "epsilons"}
+    return {name: value for name, value in settings.items() if name not in idle}
 
 
 def settings_of(settings: Json) -> dict[str, str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from brittle.evaluation.run.attacked import Attacked
 from brittle.evaluation.run.preflight import SetAbout, as_json
 from brittle.evaluation.run.reading import read_rows
 from brittle.evaluation.run.settings import Settings
-from brittle.evaluation.run.store import RunStore, RunStoreError, read_run_json, write_json
+from brittle.evaluation.run.store import RunJson, RunStore, RunStoreError, read_run_json, write_json
 from brittle.evaluation.verdict import Requirement
 from brittle.evaluation.views import one_thread, summarise
 from brittle.sources import BadSample
@@ -76,7 +77,7 @@ def finish(
         # How a long sum is split between threads would show in its last digits.
         with one_thread():
             run = replace(run, duplicates=tuple(_duplicates(store, about, notes)))
-    begun = read_run_json(store.out)["fingerprint"]
+    begun = read_run_json(store.out)
     used, everyone = (
         sum(one.count for one in about if one.labelled),
         sum(len(one.source) for one in about if one.labelled),
@@ -112,19 +113,63 @@ def finish(
     tick("report", 3, 3)
 
 
-def _provenance(begun: Mapping[str, Any], settings: Settings, further: Mapping[str, str]) -> dict[str, str]:
-    data = {name: f"{digest[:16]} (SHA-256)" for name, digest in begun.items() if name.startswith("data ")}
-    return {
+def _provenance(begun: RunJson, settings: Settings, further: Mapping[str, str]) -> dict[str, str]:
+    """All that it takes to get the same numbers: versions, digests, and how the model was called."""
+    known: Mapping[str, Any] = begun["fingerprint"]
+    data = {name: f"{digest[:16]} (SHA-256)" for name, digest in known.items() if name.startswith("data ")}
+    found = {
         "brittle": __version__,
         "torch": torch.__version__,
-        "random stream": str(begun["random stream"]),
+        "random stream": str(known["random stream"]),
         "seed": str(settings.seed),
-        "device": str(begun["device"]),
-        "samples per call": str(begun["fixed batch"]),
-        "weights": f"{begun['weights'][:16]} (SHA-256)",
+        "device": str(known["device"]),
+        "samples per call": str(known["fixed batch"]),
+        "bounds": _numbers(settings.bounds),
+        "mean": _numbers(known["mean"]),
+        "std": _numbers(known["std"]),
+        "samples at most": "all" if known["limit"] is None else f"{known['limit']} of each set",
+        "weights": f"{known['weights'][:16]} (SHA-256)",
         **data,
         **further,
     }
+    size = begun["arguments"].get("size")
+    if size:
+        found["images resized to"] = f"{size[0]} x {size[1]}, bilinear with antialiasing"
+    if begun["arguments"]:
+        found["command"] = _command(begun, settings)
+    return found
+
+
+def _numbers(values: Sequence[float] | None) -> str:
+    return "none" if values is None else ", ".join(f"{value:.6g}" for value in values)
+
+
+def _command(begun: RunJson, settings: Settings) -> str:
+    """The command line that begins the run again, quoted for a shell."""
+    given, known = begun["arguments"], cast(Mapping[str, Any], begun["fingerprint"])
+
+    def exact(values: Sequence[float]) -> str:
+        return ",".join(repr(float(value)) for value in values)
+
+    words = ["brittle", "evaluate", "--model", given["model"]]
+    words += ["--weights", given["weights"]] if given["weights"] else []
+    for name, place in given["data"]:
+        words += ["--data", f"{name}={place}"]
+    for name, (table, column) in given["groups"].items():
+        words += ["--groups", f"{name}={table}" + (f":{column}" if column else "")]
+    words += ["--size", ",".join(map(str, given["size"]))] if given["size"] else []
+    words += ["--bounds", exact(settings.bounds)]
+    words += ["--mean", exact(known["mean"]), "--std", exact(known["std"])] if known["mean"] else []
+    words += ["--limit", str(known["limit"])] if known["limit"] is not None else []
+    words += ["--views", ",".join(settings.views), "--norm", ",".join(settings.norms)]
+    for norm in settings.norms:
+        words += ["--epsilons", f"{norm}:{exact(settings.epsilons[norm])}"]
+        words += ["--reported", f"{norm}:{settings.reported[norm]!r}"]
+    words += ["--attacks", ",".join(settings.attacks), "--steps", str(settings.steps)]
+    words += ["--restarts", str(settings.restarts), "--seed", str(settings.seed)]
+    words += ["--repeat-seeds", str(settings.repeat_seeds), "--precision", settings.precision]
+    words += ["--fixed-batch", str(known["fixed batch"]), "--device", str(known["device"])]
+    return " ".join(map(shlex.quote, words))
 
 
 def _duplicates(

@@ -22,6 +22,7 @@ from brittle.evaluation.views.common import (
     own_seed,
     percent,
 )
+from brittle.report.text import epsilon
 
 POOR = 0.05  # a probability that is off by this much on average misleads whoever acts on it
 BAD = 0.15  # three times that
@@ -51,7 +52,7 @@ def _attacked(run: RunRows) -> list[Condition]:
 
 def _name(condition: Condition) -> str:
     if condition.kind in ATTACKS:
-        return f"{condition.kind} {condition.scale:.3g}"
+        return f"{condition.kind} {epsilon(condition.scale)}"
     return f"{condition.kind.replace('_', ' ')} {condition.level}"
 
 
@@ -118,12 +119,18 @@ def findings(numbers: dict[str, Any]) -> list[Finding]:
                     "moderate",
                     "calibration",
                     f"The model stays sure of itself under noise ({worst['name']})",
-                    f"Accuracy falls to {percent(worst['accuracy'])}, mean confidence only to "
-                    f"{percent(worst['confidence'])}; expected calibration error {worst['ece']:.3f}.",
+                    f"Accuracy {_moves(clean['accuracy'], worst['accuracy'])}, mean confidence "
+                    f"{_moves(clean['confidence'], worst['confidence'])}; expected calibration error "
+                    f"{worst['ece']:.3f}.",
                     "Do not rely on low confidence to catch bad inputs; watch for drift instead.",
                 )
             )
     return found
+
+
+def _moves(before: float, after: float) -> str:
+    word = "falls" if after < before else "rises" if after > before else "stays as it was,"
+    return f"{word} from {percent(before)} to {percent(after)}"
 
 
 def _chance(condition: dict[str, Any]) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 from brittle.evaluation.rows import RunRows
 from brittle.evaluation.views.common import Finding, middle_conditions, percent
 from brittle.evaluation.views.robustness import nearest_radius, worst_case
+from brittle.report.text import epsilon
 
 SPREAD = 0.02  # larger than what rounding and a few samples on the edge make
 
@@ -25,7 +26,7 @@ def numbers(run: RunRows) -> dict[str, Any] | None:
                 epsilons = sorted({e for a in rows for e in a.epsilons})
                 eps = nearest_radius(run.settings, norm, epsilons)
                 fooled = worst_case(rows, [eps], ~main.answers.correct)[0]
-                name = f"robust accuracy, {norm} {eps:.3g}"
+                name = f"robust accuracy, {norm} {epsilon(eps)}"
                 measures.setdefault(name, {})[seed] = int((~fooled).sum()) / len(main)
         for condition in middle_conditions(run, seed):
             name = f"accuracy, {condition.kind} {condition.level}"

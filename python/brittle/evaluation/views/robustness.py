@@ -22,6 +22,7 @@ from brittle.evaluation.views.common import (
     thin,
 )
 from brittle.evaluation.views.masking import masking
+from brittle.report.text import epsilon
 
 CURVE_POINTS = 200
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -171,7 +172,7 @@ def _weakens(numbers: dict[str, Any], one: dict[str, Any], name: str) -> list[Fi
         Finding(
             "moderate",
             "robustness",
-            f"Attacks weaken the model at epsilon {one['reported']:.3g} ({name})",
+            f"Attacks weaken the model at epsilon {epsilon(one['reported'])} ({name})",
             f"{percent(one['robust_accuracy'][at])} of {numbers['samples']} samples stay right (95 % "
             f"interval {percents(bounds)}), {percent(numbers['clean_accuracy'])} without an attack.",
             "Look at the samples that fall first, and train on adversarial examples of this radius.",
@@ -180,22 +181,30 @@ def _weakens(numbers: dict[str, Any], one: dict[str, Any], name: str) -> list[Fi
 
 
 def _breaks(numbers: dict[str, Any], one: dict[str, Any], name: str) -> list[Finding]:
-    """At the reported radius; or only a note, of the first larger one that does."""
+    """At the smallest radius that does, as the headline has it. How bad that is, the reported radius says; a
+    larger one is only a note."""
     clean, reported = numbers["clean_accuracy"], one["epsilons"].index(one["reported"])
     broken = [at for at, bounds in enumerate(one["interval"]) if at and bounds[1] < BROKEN * clean]
     if not broken:
         return []
-    at = max(broken[0], reported)
-    bounds, eps = one["interval"][at], one["epsilons"][at]
-    within = broken[0] <= reported
+    at, within = broken[0], broken[0] <= reported
+    destroyed = one["interval"][max(at, reported)][1] < DESTROYED * clean
+    asked = epsilon(one["reported"])
     return [
         Finding(
-            "note" if not within else "critical" if bounds[1] < DESTROYED * clean else "serious",
+            "note" if not within else "critical" if destroyed else "serious",
             "robustness",
-            f"Attacks break the model at epsilon {eps:.3g} ({name})"
-            + ("" if within else f", beyond the {one['reported']:.3g} that is asked about"),
-            f"{percent(one['robust_accuracy'][at])} of {numbers['samples']} samples stay right (95 % "
-            f"interval {percents(bounds)}), {percent(clean)} without an attack.",
+            f"Attacks break the model at epsilon {epsilon(one['epsilons'][at])} ({name})"
+            + ("" if within else f", beyond the {asked} that is asked about"),
+            f"{_right(numbers, one, at)}, {percent(clean)} without an attack."
+            + (f" At {asked}: {_right(numbers, one, reported)}." if at < reported else ""),
             "Train on adversarial examples of this radius, and evaluate again.",
         )
     ]
+
+
+def _right(numbers: dict[str, Any], one: dict[str, Any], at: int) -> str:
+    return (
+        f"{percent(one['robust_accuracy'][at])} of {numbers['samples']} samples stay right (95 % interval "
+        f"{percents(one['interval'][at])})"
+    )

@@ -11,6 +11,7 @@ from brittle.evaluation.views.common import (
     Finding,
     clean_scores,
     condition_scores,
+    interval,
     noise_conditions,
     percent,
 )
@@ -31,6 +32,7 @@ def numbers(run: RunRows) -> dict[str, Any] | None:
                 "severity": condition.level,
                 "scale": condition.scale,
                 **condition_scores(condition, run.main.label),
+                "interval": interval(int((condition.predicted == run.main.label).sum()), len(run.main)),
             }
         )
     return {
@@ -60,7 +62,8 @@ def findings(numbers: dict[str, Any]) -> list[Finding]:
             "shift",
             f"Accuracy falls under {kind.replace('_', ' ')} at severity {level['severity']}",
             f"From {percent(clean)} to {percent(level['accuracy'])} of {samples} samples at scale "
-            f"{level['scale']:g}, with a mean confidence of {percent(level['confidence'])}.{more}",
+            f"{level['scale']:g}; mean confidence {percent(numbers['clean']['confidence'])} before, "
+            f"{percent(level['confidence'])} then.{more}",
             "Train with such changes, or measure how often the data of the field holds them.",
         )
     ]

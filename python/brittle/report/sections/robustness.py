@@ -87,7 +87,7 @@ def _minimal(norm: Json) -> Panel:
         ("searched up to epsilon", epsilon(smallest.get("upper"))),
     ]
     steps = [
-        (f"within {eps:.4g}", percent(share))
+        (f"within {epsilon(eps)}", percent(share))
         for eps, share in zip(curve["epsilon"], curve["fooled"], strict=True)
     ]
     table = Table(("quantile", "epsilon, or share fooled"), [*rows, *steps])
