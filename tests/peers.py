@@ -1,11 +1,11 @@
 """The installed peers' attacks behind one signature, random start off (RFGSM has no such switch).
 
-Every function returns what the peer's own call returns, detached and on x's device. Importing this module
-imports every peer; ``pytest.importorskip("peers")`` skips where one is missing. Where a function takes no
-``bounds``, the peer knows only [0, 1]. ``step_size`` and ``steps`` default to the peer's own.
+Every function returns what the peer gives, detached and on x's device. A peer is imported when it
+is first used; where it is missing or cannot be imported, the test that asked for it is skipped, and no other.
+Where a function takes no ``bounds``, the peer knows only [0, 1]. ``step_size`` and ``steps`` default to the
+peer's own.
 """
 
-import importlib
 import math
 import sys
 import types
@@ -14,39 +14,51 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # they use old names of scipy and distutils
-    import foolbox
-    import torchattacks
-    from art.attacks import evasion as art_attacks
-    from art.estimators.classification import PyTorchClassifier
-    from cleverhans.torch.attacks.fast_gradient_method import fast_gradient_method
-    from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
 
 Bounds = tuple[float, float]
 
 
-def _import_advlib_pgd_linf() -> Any:
-    # The package imports all its attacks, and those visdom for logging and torchvision for LPIPS; nothing
-    # of either runs here, so empty modules stand in for them during the import, also where they exist.
-    names = ("visdom", "torchvision")
-    hidden = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    sys.modules.update({name: types.ModuleType(name) for name in names})
-    sys.modules["torchvision"].models = None
-    try:
+class Peer:
+    """A module of a peer's, imported where it is first asked for something."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return importlib.import_module("adv_lib.attacks.projected_gradient_descent").pgd_linf
-    finally:
-        for name in names:
-            del sys.modules[name]
-        sys.modules.update(hidden)
+            warnings.simplefilter("ignore", DeprecationWarning)  # they use old names of scipy and distutils
+            return getattr(pytest.importorskip(self._module, exc_type=ImportError), name)
 
 
-_advlib_pgd_linf = _import_advlib_pgd_linf()
+class _AdvLib(Peer):
+    """adv-lib imports all its attacks, and those visdom for logging and torchvision for LPIPS; nothing of
+    either runs here, so empty modules stand in for them during the import, also where they exist."""
+
+    def __getattr__(self, name: str) -> Any:
+        if self._module in sys.modules:
+            return getattr(sys.modules[self._module], name)
+        names = ("visdom", "torchvision")
+        hidden = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+        sys.modules.update({name: types.ModuleType(name) for name in names})
+        sys.modules["torchvision"].models = None
+        try:
+            return super().__getattr__(name)
+        finally:
+            for module in names:
+                del sys.modules[module]
+            sys.modules.update(hidden)
+
+
+foolbox = Peer("foolbox")
+torchattacks = Peer("torchattacks")
+art_attacks = Peer("art.attacks.evasion")
+_art_estimators = Peer("art.estimators.classification")
+_cleverhans_fgm = Peer("cleverhans.torch.attacks.fast_gradient_method")
+cleverhans_pgd_module = Peer("cleverhans.torch.attacks.projected_gradient_descent")
+advlib = _AdvLib("adv_lib.attacks.projected_gradient_descent")
 
 
 @contextmanager
@@ -303,7 +315,7 @@ def _art(
     with undisturbed(model):
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
-        classifier = PyTorchClassifier(
+        classifier = _art_estimators.PyTorchClassifier(
             model,
             nn.CrossEntropyLoss(),
             tuple(x.shape[1:]),
@@ -402,7 +414,9 @@ def cleverhans_fgsm(
     """``norm`` is inf or 2."""
     with undisturbed(model):
         lo, hi = bounds
-        return fast_gradient_method(model, x, eps, norm, lo, hi, y=y, targeted=targeted).detach()
+        return _cleverhans_fgm.fast_gradient_method(
+            model, x, eps, norm, lo, hi, y=y, targeted=targeted
+        ).detach()
 
 
 def cleverhans_pgd(
@@ -420,7 +434,7 @@ def cleverhans_pgd(
     """``norm`` is inf or 2; ``step_size`` must not exceed ``eps``."""
     with undisturbed(model):
         lo, hi = bounds
-        return projected_gradient_descent(
+        return cleverhans_pgd_module.projected_gradient_descent(
             model, x, eps, step_size, steps, norm, lo, hi, y=y, targeted=targeted, rand_init=False
         ).detach()
 
@@ -441,4 +455,4 @@ def advlib_pgd(
     """The latest fooled iterate, else the clean point; where the last step leads is never tried."""
     with undisturbed(model):
         settings = _given({"steps": steps, "absolute_step_size": step_size})
-        return _advlib_pgd_linf(model, x, y, eps, targeted=targeted, random_init=False, **settings)
+        return advlib.pgd_linf(model, x, y, eps, targeted=targeted, random_init=False, **settings)

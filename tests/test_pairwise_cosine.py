@@ -248,10 +248,16 @@ class TestPeers:
 
         a, b = rows(*shape, torch.float32, 0), rows(40, shape[1], torch.float32, 1)
         got = ops.pairwise_cosine(a, b)
-        assert np.abs(got.numpy() - cosine_similarity(a.numpy(), b.numpy())).max() <= 5e-7
-        assert (got - pairwise_cosine_similarity(a, b)).abs().max() <= 5e-7
+        # Ours is near the definition everywhere; theirs, as near as a sum of D rounded products of unit rows
+        # comes on any processor: which order their libraries add in differs from one to another.
+        exact = functional.normalize(a.double()) @ functional.normalize(b.double()).T
+        assert (got - exact).abs().max() <= 3e-7
+        theirs = (shape[1] + 4) * torch.finfo(torch.float32).eps
+        assert np.abs(got.numpy() - cosine_similarity(a.numpy(), b.numpy())).max() <= theirs
+        assert (got - pairwise_cosine_similarity(a, b)).abs().max() <= theirs
         alone = pairwise_cosine_similarity(a, zero_diagonal=False)
-        assert (ops.pairwise_cosine(a) - alone).abs().max() <= 5e-7
+        assert (ops.pairwise_cosine(a) - alone).abs().max() <= theirs
+        assert (ops.pairwise_cosine(a).diagonal() == 1).all()
 
     def test_torchmetrics_gives_nan_where_a_row_is_zero(self) -> None:
         """The trap that ours avoids; if this fails, they have mended it."""

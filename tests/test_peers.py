@@ -11,6 +11,7 @@ from typing import Any
 import brittle
 import models
 import numpy as np
+import peers
 import pytest
 import torch
 from brittle.attacks.compat import _CONVENTIONS, peers_with
@@ -19,8 +20,6 @@ from samples import assert_same_bits
 from test_gradient_step import assert_in_ball
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-
-peers = pytest.importorskip("peers")
 
 Bounds = tuple[float, float]
 
@@ -334,7 +333,7 @@ def _art_start(norm: float, model: nn.Module, x: Tensor, y: Tensor, eps: float) 
 
 
 def _cleverhans_start(norm: float, model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
-    pgd = peers.projected_gradient_descent
+    pgd = peers.cleverhans_pgd_module.projected_gradient_descent
     start: Tensor = pgd(model, x, eps, eps, 0, norm, 0.0, 1.0, y=y, rand_init=True, rand_minmax=eps)
     return start
 
@@ -350,7 +349,7 @@ STARTS: dict[tuple[str, str, str], Callable[[nn.Module, Tensor, Tensor, float], 
     ("cleverhans", "pgd", "linf"): lambda *a: _cleverhans_start(math.inf, *a),
     ("cleverhans", "pgd", "l2"): lambda *a: _cleverhans_start(2, *a),
     # The start is the only iterate that is tried, and a success.
-    ("advlib", "pgd", "linf"): lambda m, x, y, eps: peers._advlib_pgd_linf(m, x, y, eps, steps=1),
+    ("advlib", "pgd", "linf"): lambda m, x, y, eps: peers.advlib.pgd_linf(m, x, y, eps, steps=1),
 }
 
 
