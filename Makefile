@@ -1,5 +1,6 @@
 # make demo       set up everything, train on handwritten digits, attack, write brittle-demo/report.html
 # make test       set up everything, run the tests
+# make test-levels  the tests at every instruction set (hours; not part of CI)
 # make bench      print the ratios against peers and limits, write benchmarks/results/
 # make lint       formatters, linters, types
 # make gpu-check  on a machine with a GPU: build in place with its own python3, test, benchmark
@@ -12,13 +13,27 @@ RUN = $(VENV)/bin
 SOURCES = $(shell find csrc tests/cuda_emulation -type f -not -name '*.so') CMakeLists.txt setup.py pyproject.toml
 CXX_FILES = $(shell find csrc tests/cuda_emulation benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench lint format gpu-check clean
+.PHONY: demo test test-levels bench lint format gpu-check clean
 
 demo: $(VENV)/.built
 	$(RUN)/python -m brittle demo
 
 test: $(VENV)/.built $(VENV)/.peers
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(JOBS) --dist worksteal --cov --cov-report=term $(ARGS)
+
+# Every instruction set that torch and our kernels may meet. A compiled model of one is no use to another.
+LEVELS = BRITTLE_SIMD=baseline BRITTLE_SIMD=v3 \
+	ATEN_CPU_CAPABILITY=avx2,ONEDNN_MAX_CPU_ISA=AVX2,MKL_ENABLE_INSTRUCTIONS=AVX2 OMP_NUM_THREADS=2
+
+test-levels: $(VENV)/.built $(VENV)/.peers
+	@failed=; for level in $(LEVELS); do \
+		cache=$$(mktemp -d); \
+		echo "== $$level"; \
+		env OMP_NUM_THREADS=1 TORCHINDUCTOR_CACHE_DIR=$$cache $$(echo $$level | tr , ' ') \
+			$(RUN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS) || failed="$$failed $$level"; \
+		rm -rf $$cache; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi; echo "all levels passed"
 
 bench: $(VENV)/.built $(VENV)/.peers
 	$(RUN)/python -m pytest benchmarks $(ARGS)
