@@ -6,17 +6,17 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <sched.h>
 
-#include <cstdlib>
+#include <algorithm>
 #include <optional>
 #include <string>
-#include <thread>
 #include <variant>
 #include <vector>
 
 #include "common/check.h"
+#include "common/operands.h"
 #include "common/simd.h"
+#include "common/threads.h"
 #include "gradient_step/gradient_step.h"
 #include "gradient_step/l1_step.h"
 #include "gradient_step/row_step.h"
@@ -40,15 +40,6 @@ View view_of(const char* op, const char* name, const py::array& array) {
     fail(op, name, " must have at most ", kMaxDims, " dimensions; got ", array.ndim());
   }
   view.ndim = static_cast<int>(array.ndim());
-  const py::ssize_t item = array.itemsize();
-  for (int d = 0; d < view.ndim; ++d) {
-    view.size[d] = array.shape(d);
-    if (array.strides(d) % item != 0) {
-      fail(op, name, " must have strides that are multiples of its item size; got ",
-           array.strides(d));
-    }
-    view.stride[d] = array.strides(d) / item;
-  }
   const std::string dtype = py::str(array.dtype().attr("name"));
   const bool native = array.dtype().attr("isnative").cast<bool>();
   static constexpr struct {
@@ -65,36 +56,25 @@ View view_of(const char* op, const char* name, const py::array& array) {
     view.dtype_name = native ? known.name : "a dtype of foreign byte order";
     view.dtype = native ? known.dtype : Dtype::other;
   }
+  // Elements may have no bytes at all, as those of a structured dtype without fields have.
+  view.item = std::max<int64_t>(1, array.itemsize());
+  for (int d = 0; d < view.ndim; ++d) {
+    view.size[d] = array.shape(d);
+    if (array.strides(d) % view.item != 0) {
+      fail(op, name, " must have strides that are multiples of its item size; got ",
+           array.strides(d));
+    }
+    view.stride[d] = array.strides(d) / view.item;
+  }
   view.data = const_cast<void*>(array.data());
   view.device = kDevice;
+  check_aligned(op, name, view);
   return view;
 }
 
 View writable_view_of(const char* op, const char* name, const py::array& array) {
   if (!array.writeable()) fail(op, name, " must be writable; got a read-only array");
   return view_of(op, name, array);
-}
-
-// Without torch there is no pool to borrow. Threads cost tens of microseconds to start, so they are
-// only started for work that takes longer than that. BRITTLE_NUM_THREADS caps their number.
-int64_t thread_count() {
-  const char* limit = std::getenv("BRITTLE_NUM_THREADS");
-  if (limit != nullptr && std::atoi(limit) > 0) return std::atoi(limit);
-  cpu_set_t set;
-  const int cores = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
-  return cores > 0 ? cores : 1;
-}
-
-void plain_threads(int64_t count, int64_t grain, RangeBody body, void* context) {
-  constexpr int64_t kWorthAThread = 8;  // grains
-  const int64_t parts =
-      std::max<int64_t>(1, std::min(thread_count(), count / (grain * kWorthAThread)));
-  std::vector<std::thread> threads;
-  for (int64_t part = 1; part < parts; ++part) {
-    threads.emplace_back(body, count * part / parts, count * (part + 1) / parts, context);
-  }
-  body(0, count / parts, context);
-  for (std::thread& thread : threads) thread.join();
 }
 
 Execution execution() {

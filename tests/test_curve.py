@@ -40,8 +40,8 @@ def test_fgsm_is_one_attack_for_each_epsilon(trained: tuple[torch.nn.Module, Ten
         assert curve.accuracy[k] == expected.double().mean()
     assert curve.accuracy[0] == 0.9
     assert curve.accuracy[-1] < 0.5
-    # One gradient serves all epsilons.
-    assert (curve.forwards, curve.backwards) == (150 * (1 + len(EPSILONS)), 150)
+    # One gradient serves all epsilons; three looks at the first 16 samples tell whether the answers waver.
+    assert (curve.forwards, curve.backwards) == (3 * 16 + 150 * (1 + len(EPSILONS)), 150)
 
 
 def test_a_sample_that_is_wrong_stays_wrong() -> None:
@@ -394,7 +394,7 @@ def test_zero_is_the_models_own_clean_accuracy(
             {"data": (torch.rand(3, 3, 8, 8), torch.zeros(2).long())},
             "x and y must have one length; got 3 and 2",
         ),
-        ({"data": (torch.rand(3, 3, 8, 8),)}, "data must be a pair of tensors"),
+        ({"data": (torch.rand(3, 3, 8, 8),)}, "data must be a pair .* of tensors"),
         ({"data": [torch.rand(3, 3, 8, 8)]}, r"data must yield \(x, y\) or \(x, y, sample_ids\); got Tensor"),
         ({"data": (torch.rand(3, 3, 8, 8) * 2, torch.zeros(3).long())}, "x must lie inside bounds"),
         ({"data": (torch.rand(3, 3, 8, 8), torch.full((3,), 10))}, r"y must be in \[0, 10\)"),

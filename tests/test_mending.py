@@ -288,7 +288,7 @@ class TestFolder:
         with pytest.raises(ValueError, match="another train"):
             mend(flawed, blobs(300, 7), VALIDATION, **arguments)
         (tmp_path / "begun.json").write_text("{")
-        with pytest.raises(ValueError, match=r"begun.json cannot be read"):
+        with pytest.raises(ValueError, match=r"begun.json: it is no JSON that can be read"):
             mend(flawed, TRAIN, VALIDATION, **arguments)
 
     def test_a_folder_that_cannot_be_made(self, flawed: nn.Sequential, tmp_path: Path) -> None:

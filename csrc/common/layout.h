@@ -25,6 +25,7 @@ struct View {
   int64_t stride[kMaxDims] = {};  // in elements
   Dtype dtype = Dtype::other;
   const char* dtype_name = "";
+  int64_t item = 1;  // bytes of an element
   Device device = Device::cpu;
   int device_index = 0;
 

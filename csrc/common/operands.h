@@ -4,11 +4,13 @@
 
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <string>
 
 #include "common/check.h"
 #include "common/layout.h"
+#include "common/overlap.h"
 
 namespace brittle {
 
@@ -41,11 +43,41 @@ inline void check_like(const char* op, const char* name, const View& view, const
   check_same_device(op, name, view, like_name, like);
 }
 
-inline void check_writable(const char* op, const char* name, const View& view) {
-  for (int d = 0; d < view.ndim; ++d) {
-    if (view.size[d] > 1 && view.stride[d] == 0 && view.elements() > 0) {
-      fail(op, name, " must not be expanded: several of its elements share one place in memory");
+// Loops may be compiled for elements that lie where their type wants them.
+inline void check_aligned(const char* op, const char* name, const View& view) {
+  if (reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(view.item) == 0) return;
+  const bool taken = view.dtype != Dtype::other || std::string(view.dtype_name) == "int64";
+  if (taken && view.elements() > 0) {
+    fail(op, name, " must start at a multiple of its item size of ", view.item,
+         " bytes in memory; got a misaligned view");
+  }
+}
+
+// An operand by its name; without a view where the caller left it out.
+struct Named {
+  const char* name;
+  const View* view;
+};
+
+// What is written must have a place of its own for every element, and share memory with no other
+// operand: kernels read and write in an order of their own. Only what they read element by element,
+// `alike`, may also be the written view itself.
+inline void check_written(const char* op, const char* name, const View& out,
+                          std::initializer_list<Named> alike, std::initializer_list<Named> others) {
+  if (meets_itself(out)) {
+    fail(op, name, " must not be expanded: several of its elements share one place in memory");
+  }
+  for (const Named& other : alike) {
+    if (other.view == nullptr || same_memory(*other.view, out)) continue;
+    if (share_memory(*other.view, out)) {
+      fail(op, name, " must be ", other.name,
+           " itself or share no memory with it; got views that overlap in part");
     }
+  }
+  for (const Named& other : others) {
+    if (other.view == nullptr || !share_memory(*other.view, out)) continue;
+    fail(op, name, " must not share memory with ", other.name,
+         ", which is read while it is written");
   }
 }
 

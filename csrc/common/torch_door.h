@@ -8,6 +8,7 @@
 #include "common/check.h"
 #include "common/device.h"
 #include "common/layout.h"
+#include "common/operands.h"
 
 namespace brittle {
 
@@ -49,9 +50,11 @@ inline View view_of(const char* op, const char* name, const torch::stable::Tenso
     case ScalarType::ComplexDouble: view.dtype_name = "complex128"; break;
     default: view.dtype_name = "an unsupported dtype"; break;
   }
+  view.item = tensor.element_size();
   view.data = tensor.data_ptr();
   view.device = tensor.is_cuda() ? Device::cuda : Device::cpu;
   view.device_index = view.device == Device::cuda ? tensor.get_device_index() : 0;
+  check_aligned(op, name, view);
   return view;
 }
 

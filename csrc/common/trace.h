@@ -60,25 +60,31 @@ BRITTLE_HD void trace_element(T adv, T grad, int64_t index, TraceSums& sums) {
 
 // ---- CPU ----
 
-// Elements first, first + 1, ... of a row, side by side; at most 2^32 of them.
+// Of elements side by side, at most 2^32. Counted before the step: adv may be grad itself.
 template <class T>
-struct TraceTile {
-  BRITTLE_INLINE static void run(const T* adv, const T* grad, int64_t first, int64_t count,
-                                 TraceSums* sums) {
+struct TraceGradientTile {
+  BRITTLE_INLINE static void run(const T* grad, int64_t count, TraceSums* sums) {
     using Word = typename Real<T>::Word;
-    uint64_t mixed = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      mixed += fingerprint(static_cast<uint64_t>(first + i), word_of(adv[i]));
-    }
     Word moving = 0, not_finite = 0;
     for (int64_t i = 0; i < count; ++i) {
       const Word magnitude = magnitude_bits(grad[i]);
       moving += magnitude - 1 < Real<T>::kLargest ? 1 : 0;
       not_finite += magnitude > Real<T>::kLargest ? 1 : 0;
     }
-    sums->fingerprint += mixed;
     sums->moving += moving;
     sums->not_finite += not_finite;
+  }
+};
+
+// Elements first, first + 1, ... of a row, side by side, after the step.
+template <class T>
+struct TracePointTile {
+  BRITTLE_INLINE static void run(const T* adv, int64_t first, int64_t count, TraceSums* sums) {
+    uint64_t mixed = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      mixed += fingerprint(static_cast<uint64_t>(first + i), word_of(adv[i]));
+    }
+    sums->fingerprint += mixed;
   }
 };
 

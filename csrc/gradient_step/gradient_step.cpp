@@ -16,13 +16,18 @@ void linf_step_(const View& adv, const View& grad, const View& clean, const RowA
   check_floating(op, "adv", adv);
   check_like(op, "grad", grad, "adv", adv);
   check_like(op, "clean", clean, "adv", adv);
-  check_writable(op, "adv", adv);
   check_bounds(op, lo, hi);
   LinfStep step;
   step.step_size = check_row_value(op, "step_size", step_size, adv, "adv");
   step.eps = check_row_value(op, "eps", eps, adv, "adv");
   step.trace = check_trace(op, trace, adv, "adv");
-  if (adv.elements() == 0 && trace == nullptr) return;
+  const Named sizes{"step_size", step_size.per_row}, balls{"eps", eps.per_row};
+  check_written(op, "adv", adv, {{"grad", &grad}, {"clean", &clean}}, {sizes, balls});
+  if (trace != nullptr) {
+    check_written(op, "trace", *trace, {},
+                  {{"adv", &adv}, {"grad", &grad}, {"clean", &clean}, sizes, balls});
+  }
+  if (adv.elements() == 0 && (trace == nullptr || adv.size[0] == 0)) return;
   step.adv = adv.data;
   step.grad = grad.data;
   step.clean = clean.data;
@@ -58,7 +63,13 @@ void sign_sweep(const View& x, const View& grad, const std::vector<double>& eps,
     first.stride[d] = out.stride[d + 1];
   }
   check_like(op, "each out[k]", first, "x", x);
-  check_writable(op, "out", out);
+  // A single epsilon's plane may be x or grad itself; of several, the later ones still read them.
+  const std::initializer_list<Named> operands{{"x", &x}, {"grad", &grad}};
+  if (eps.size() == 1) {
+    check_written(op, "out", first, operands, {});
+  } else {
+    check_written(op, "out", out, {}, operands);
+  }
   if (x.elements() == 0) return;
   SignSweep sweep;
   sweep.x = x.data;
@@ -83,12 +94,13 @@ void linf_start(const View& clean, const RowArgument& eps, int64_t seed, const V
   check_floating(op, "clean", clean);
   if (clean.ndim < 1) fail(op, "clean must be [N, ...]; got ", clean.shape());
   check_like(op, "out", out, "clean", clean);
-  check_writable(op, "out", out);
   check_bounds(op, lo, hi);
   LinfStart start;
   start.eps = check_row_value(op, "eps", eps, clean, "clean", true);
   check_draw(op, draw);
   start.sample_ids = check_sample_ids(op, sample_ids, clean, "clean");
+  check_written(op, "out", out, {{"clean", &clean}},
+                {{"eps", eps.per_row}, {"sample_ids", sample_ids}});
   if (clean.elements() == 0) return;
   start.clean = clean.data;
   start.out = out.data;

@@ -95,10 +95,11 @@ void linf_step_typed(const LinfStep& op, const Execution& execution) {
                 gathered(g + done * span.stride[1], span.stride[1], count, tiles[1]);
             const T* const ct =
                 gathered(c + done * span.stride[2], span.stride[2], count, tiles[2]);
+            if constexpr (traced) simd::call<TraceGradientTile<T>>(level, gt, count, &sums);
             simd::call<StepTile<T, projection>>(level, const_cast<T*>(at), gt, ct, count, numbers);
             if (at == tiles[0]) scatter(at, count, target, span.stride[0]);
             if constexpr (traced) {
-              simd::call<TraceTile<T>>(level, at, gt, span.first + done, count, &sums);
+              simd::call<TracePointTile<T>>(level, at, span.first + done, count, &sums);
             }
           }
           if constexpr (traced) add_trace(op.trace, span.row, sums);

@@ -14,14 +14,20 @@ void l1_step_(const View& adv, const View& grad, const View& clean, const RowArg
   if (adv.ndim < 1) fail(op, "adv must be [N, ...]; got ", adv.shape());
   check_like(op, "grad", grad, "adv", adv);
   check_like(op, "clean", clean, "adv", adv);
-  check_writable(op, "adv", adv);
   check_bounds(op, lo, hi);
   L1Step step;
   step.step_size = check_row_value(op, "step_size", step_size, adv, "adv", true);
   step.eps = check_row_value(op, "eps", eps, adv, "adv");
   step.k = check_row_value(op, "k", k, adv, "adv", false, 1.0);
   step.trace = check_trace(op, trace, adv, "adv");
-  if (adv.size[0] == 0 || (adv.elements() == 0 && trace == nullptr)) return;
+  const Named sizes{"step_size", step_size.per_row}, balls{"eps", eps.per_row};
+  const Named counts{"k", k.per_row};
+  check_written(op, "adv", adv, {{"grad", &grad}, {"clean", &clean}}, {sizes, balls, counts});
+  if (trace != nullptr) {
+    check_written(op, "trace", *trace, {},
+                  {{"adv", &adv}, {"grad", &grad}, {"clean", &clean}, sizes, balls, counts});
+  }
+  if (adv.elements() == 0 && (trace == nullptr || adv.size[0] == 0)) return;
   step.adv = adv.data;
   step.grad = grad.data;
   step.clean = clean.data;

@@ -172,14 +172,17 @@ class Rows {
     }
     if (eps <= std::numeric_limits<double>::max())
       numbers.shrink = shrink(at, numbers, l1_radius<Compute>(eps));
+    TraceSums sums;
+    if (op_.trace != nullptr) {
+      simd::call<TraceGradientTile<T>>(level_, at.at[1], count_, &sums);
+    }
     if (numbers.shrink == 0.0) {
       simd::call<StepTile<T, false>>(level_, adv, at.at[1], at.at[2], count_, numbers);
     } else {
       simd::call<StepTile<T, true>>(level_, adv, at.at[1], at.at[2], count_, numbers);
     }
     if (op_.trace != nullptr) {
-      TraceSums sums;
-      simd::call<TraceTile<T>>(level_, at.at[0], at.at[1], int64_t{0}, count_, &sums);
+      simd::call<TracePointTile<T>>(level_, at.at[0], int64_t{0}, count_, &sums);
       add_trace(op_.trace, row, sums);
     }
     if (!dense_) put_back(row);

@@ -41,7 +41,6 @@ void l2_step_(const View& adv, const View& grad, const View& clean, const RowArg
   check_rows(op, adv);
   check_like(op, "grad", grad, "adv", adv);
   check_like(op, "clean", clean, "adv", adv);
-  check_writable(op, "adv", adv);
   check_bounds(op, lo, hi);
   check_choice(op, "projection", projection, static_cast<int64_t>(L2Projection::clip_project));
   check_choice(op, "floor", floor, static_cast<int64_t>(NormFloor::cleverhans));
@@ -49,7 +48,13 @@ void l2_step_(const View& adv, const View& grad, const View& clean, const RowArg
   step.step_size = check_row_value(op, "step_size", step_size, adv, "adv");
   step.eps = check_row_value(op, "eps", eps, adv, "adv");
   step.trace = check_trace(op, trace, adv, "adv");
-  if (adv.elements() == 0 && trace == nullptr) return;
+  const Named sizes{"step_size", step_size.per_row}, balls{"eps", eps.per_row};
+  check_written(op, "adv", adv, {{"grad", &grad}, {"clean", &clean}}, {sizes, balls});
+  if (trace != nullptr) {
+    check_written(op, "trace", *trace, {},
+                  {{"adv", &adv}, {"grad", &grad}, {"clean", &clean}, sizes, balls});
+  }
+  if (adv.elements() == 0 && (trace == nullptr || adv.size[0] == 0)) return;
   step.adv = adv.data;
   step.grad = grad.data;
   step.clean = clean.data;
@@ -74,8 +79,6 @@ void momentum_step_(const View& adv, const View& grad, const View& momentum, con
   check_like(op, "grad", grad, "adv", adv);
   check_like(op, "momentum", momentum, "adv", adv);
   check_like(op, "clean", clean, "adv", adv);
-  check_writable(op, "adv", adv);
-  check_writable(op, "momentum", momentum);
   check_bounds(op, lo, hi);
   if (!(decay >= 0.0) || std::isinf(decay)) {
     fail(op, "decay must be finite and >= 0; got ", decay);
@@ -86,7 +89,22 @@ void momentum_step_(const View& adv, const View& grad, const View& momentum, con
   step.eps = check_row_value(op, "eps", eps, adv, "adv");
   step.norm = check_norm(op, norm, adv);
   step.trace = check_trace(op, trace, adv, "adv");
-  if (adv.elements() == 0 && trace == nullptr) return;
+  const Named sizes{"step_size", step_size.per_row}, balls{"eps", eps.per_row};
+  const Named norms{"norm", norm};
+  check_written(op, "adv", adv, {{"grad", &grad}, {"clean", &clean}}, {sizes, balls, norms});
+  check_written(op, "momentum", momentum, {{"grad", &grad}},
+                {{"adv", &adv}, {"clean", &clean}, sizes, balls, norms});
+  if (trace != nullptr) {
+    check_written(op, "trace", *trace, {},
+                  {{"adv", &adv},
+                   {"grad", &grad},
+                   {"momentum", &momentum},
+                   {"clean", &clean},
+                   sizes,
+                   balls,
+                   norms});
+  }
+  if (adv.elements() == 0 && (trace == nullptr || adv.size[0] == 0)) return;
   step.adv = adv.data;
   step.grad = grad.data;
   step.momentum = momentum.data;

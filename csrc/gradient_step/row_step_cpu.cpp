@@ -19,7 +19,7 @@ constexpr int64_t kTile = 1024;    // elements
 constexpr int64_t kGrain = 16384;  // elements a thread must have to be worth waking
 
 int64_t row_grain(int64_t elements) {
-  return std::max<int64_t>(1, kGrain / elements);
+  return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, elements));
 }
 
 template <class T, L2Projection projection>
@@ -68,10 +68,11 @@ void l2_step_typed(const L2Step& op, const Execution& execution) {
                                        span.stride[1], count, tiles[1]);
           const T* const ct = gathered(clean + span.offset[2] + done * span.stride[2],
                                        span.stride[2], count, tiles[2]);
+          if (op.trace != nullptr) simd::call<TraceGradientTile<T>>(level, gt, count, &trace);
           simd::call<L2Tile<T, projection>>(level, const_cast<T*>(at), gt, ct, count, plan.numbers);
           if (at == tiles[0]) scatter(at, count, target, span.stride[0]);
           if (op.trace != nullptr) {
-            simd::call<TraceTile<T>>(level, at, gt, span.first + done, count, &trace);
+            simd::call<TracePointTile<T>>(level, at, span.first + done, count, &trace);
           }
         }
       });
@@ -133,12 +134,13 @@ void momentum_step_typed(const MomentumStep& op, const Execution& execution) {
           const T* const mt = gathered<T>(kept, span.stride[2], count, tiles[2]);
           const T* const ct = gathered(clean + span.offset[3] + done * span.stride[3],
                                        span.stride[3], count, tiles[3]);
+          if (op.trace != nullptr) simd::call<TraceGradientTile<T>>(level, gt, count, &trace);
           simd::call<MomentumTile<T, projection>>(level, const_cast<T*>(at), gt, const_cast<T*>(mt),
                                                   ct, count, numbers);
           if (at == tiles[0]) scatter(at, count, target, span.stride[0]);
           if (mt == tiles[2]) scatter(mt, count, kept, span.stride[2]);
           if (op.trace != nullptr) {
-            simd::call<TraceTile<T>>(level, at, gt, span.first + done, count, &trace);
+            simd::call<TracePointTile<T>>(level, at, span.first + done, count, &trace);
           }
         }
       });

@@ -57,7 +57,6 @@ void noise(const View* grad, const View& x, int64_t kind_index, const RowArgumen
   check_floating(op, "x", x);
   if (x.ndim < 1) fail(op, "x must be [N, ...]; got ", x.shape());
   check_like(op, "out", out, "x", x);
-  check_writable(op, "out", out);
   if (grad != nullptr) check_like(op, "grad", *grad, "x", x);
   check_bounds(op, lo, hi);
   if (kind == Noise::salt_and_pepper && !(std::isfinite(lo) && std::isfinite(hi))) {
@@ -69,6 +68,8 @@ void noise(const View* grad, const View& x, int64_t kind_index, const RowArgumen
   noise_op.scale = check_row_value(op, "scale", scale, x, "x");
   check_scale(op, kind, scale, x);
   noise_op.sample_ids = check_sample_ids(op, sample_ids, x, "x");
+  check_written(op, "out", out, {{"x", &x}, {"grad", grad}},
+                {{"scale", scale.per_row}, {"sample_ids", sample_ids}});
   if (x.elements() == 0) return;
   noise_op.grad = grad == nullptr ? nullptr : grad->data;
   noise_op.x = x.data;
@@ -94,12 +95,12 @@ void in_ball(const View& x, const RowArgument& eps, int64_t norm, bool surface, 
   check_floating(op, "x", x);
   if (x.ndim < 1) fail(op, "x must be [N, ...]; got ", x.shape());
   check_like(op, "out", out, "x", x);
-  check_writable(op, "out", out);
   check_bounds(op, lo, hi);
   check_draw(op, draw);
   BallOp ball;
   ball.eps = check_row_value(op, "eps", eps, x, "x", true);
   ball.sample_ids = check_sample_ids(op, sample_ids, x, "x");
+  check_written(op, "out", out, {{"x", &x}}, {{"eps", eps.per_row}, {"sample_ids", sample_ids}});
   if (x.elements() == 0) return;
   ball.x = x.data;
   ball.out = out.data;

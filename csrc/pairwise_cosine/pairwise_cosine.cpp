@@ -13,31 +13,6 @@ void check_cpu(const char* op, const View& a) {
   fail(op, "a must be on the CPU here: the GPU's kernels are Triton's, behind torch");
 }
 
-// The first byte of a view, and the one behind its last.
-struct Extent {
-  const char* begin;
-  const char* end;
-};
-
-Extent extent_of(const View& view) {
-  const int64_t item = view.dtype == Dtype::float64 ? 8 : view.dtype == Dtype::float32 ? 4 : 2;
-  int64_t least = 0, most = 0;
-  for (int d = 0; d < view.ndim; ++d) {
-    const int64_t way = (view.size[d] - 1) * view.stride[d];
-    (way < 0 ? least : most) += way;
-  }
-  const char* const data = static_cast<const char*>(view.data);
-  return {data + least * item, data + (most + 1) * item};
-}
-
-void check_apart(const char* op, const char* name, const View& view, const View& out) {
-  if (view.elements() == 0 || out.elements() == 0) return;
-  const Extent in = extent_of(view), to = extent_of(out);
-  if (in.begin < to.end && to.begin < in.end) {
-    fail(op, "out must not share memory with ", name, ", which is read while it is written");
-  }
-}
-
 }  // namespace
 
 void check_pairwise(const char* op, const View& a, const View* b) {
@@ -66,9 +41,7 @@ void pairwise_cosine(const View& a, const View* b, const View& out, const Execut
          out.dtype_name);
   }
   check_same_device(op, "out", out, "a", a);
-  check_writable(op, "out", out);
-  check_apart(op, "a", a, out);
-  if (b != nullptr) check_apart(op, "b", *b, out);
+  check_written(op, "out", out, {}, {{"a", &a}, {"b", b}});
   check_cpu(op, a);
   if (out.elements() == 0) return;
   pairwise_cosine_cpu({a, columns, b == nullptr, out}, execution);

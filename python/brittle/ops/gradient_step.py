@@ -19,13 +19,12 @@ Shared by all three operators:
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import brittle._library  # noqa: F401  (registers the operators)
-from brittle.ops._arguments import per_row, signed64, written
+from brittle.ops._arguments import overwritten, per_row, register_fake, signed64, written
 
 _ops = torch.ops.brittle
 
@@ -77,6 +76,7 @@ def linf_step_(
         tensor([[0.0750, 0.5000, 1.0000]])
     """
     lo, hi = bounds
+    overwritten("linf_step_", (grad, clean, step_size, eps), adv=adv)
     exact = _is_exact(projection)
     if isinstance(step_size, Tensor) or isinstance(eps, Tensor):
         steps, balls = per_row(step_size, adv), per_row(eps, adv)
@@ -131,6 +131,7 @@ def sign_sweep(
     lo, hi = bounds
     if out is None:
         out = _empty_stack(len(values), x)
+    overwritten("sign_sweep", (x, grad), out=out)
     _ops.sign_sweep.default(x, grad, values, lo, hi, keep_ball, out)
     return written(out)
 
@@ -179,6 +180,7 @@ def linf_start(
     lo, hi = bounds
     if out is None:
         out = torch.empty_like(clean)
+    overwritten("linf_start", (clean, eps), out=out)
     seed = signed64("linf_start", seed)
     ids = None if sample_ids is None else sample_ids.contiguous()
     if isinstance(eps, Tensor):
@@ -200,9 +202,5 @@ def _empty_stack(count: int, x: Tensor) -> Tensor:
     return x.new_empty_strided((count, *x.shape), (x.numel(), *strides))
 
 
-def _fake(*_: Any) -> None:
-    """Shapes and strides are those of the tensor written to: there is nothing to infer."""
-
-
 for _name in ("linf_step_", "linf_step_.rows", "sign_sweep", "linf_start", "linf_start.rows"):
-    torch.library.register_fake(f"brittle::{_name}", _fake)
+    register_fake(_name)

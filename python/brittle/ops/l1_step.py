@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import brittle._library  # noqa: F401  (registers the operators)
-from brittle.ops._arguments import per_row, written
+from brittle.ops._arguments import overwritten, per_row, register_fake, written
 
 _ops = torch.ops.brittle
 
@@ -69,6 +69,7 @@ def l1_step_(
         tensor([[0.1250, 0.5000, 0.8750]])
     """
     lo, hi = bounds
+    overwritten("l1_step_", (grad, clean, step_size, eps), adv=adv)
     if any(isinstance(value, Tensor) for value in (step_size, eps, k)):
         rows = [per_row(value, adv) for value in (step_size, eps, k)]
         _ops.l1_step_.rows(adv, grad, clean, *rows, lo, hi, trace)
@@ -77,6 +78,5 @@ def l1_step_(
     return written(adv, trace)
 
 
-# Shapes and strides are those of the tensor written to: there is nothing to infer.
-torch.library.register_fake("brittle::l1_step_", lambda *_: None)
-torch.library.register_fake("brittle::l1_step_.rows", lambda *_: None)
+register_fake("l1_step_")
+register_fake("l1_step_.rows")

@@ -7,13 +7,22 @@ are float32 numbers in every dtype; float16 and bfloat16 hold the rounding of th
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import brittle._library  # noqa: F401  (registers the operators)
-from brittle.ops._arguments import per_row, signed64, written
+from brittle.ops._arguments import (
+    constant,
+    overwritten,
+    per_row,
+    register_fake,
+    signed64,
+    transformed,
+    written,
+)
 from brittle.ops.gradient_step import linf_start
 
 _ops = torch.ops.brittle
@@ -49,7 +58,8 @@ def noise(
                        ``x / (1 - scale)``
     ================== =========================================== ==========================
 
-    Differentiable with respect to ``x`` where ``out`` is not given: the identity (speckle: ``1 + scale * z``,
+    Differentiable with respect to ``x`` where ``out`` is not given, as often as you like, in both directions
+    and under ``torch.func``'s transforms: the identity (speckle: ``1 + scale * z``,
     dropout: the factor, salt and pepper: 0 where replaced, shot: straight through), and 0 where the
     result was clamped. The backward pass draws the numbers again instead of storing a mask.
 
@@ -92,10 +102,16 @@ def noise(
     ids = None if sample_ids is None else sample_ids.contiguous()
     rows = None
     if isinstance(scale, Tensor):
+        if scale.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "noise: scale must not require grad, since the result is differentiable with respect to x "
+                "alone; got a tensor that does: give it detached"
+            )
+        constant("noise", scale)
         rows, scale = per_row(scale, x), 0.0
     if out is None:
-        result: Tensor = _ops.noise.default(x, KINDS.index(kind), scale, rows, seed, ids, draw, lo, hi)
-        return result
+        return _noise(x, KINDS.index(kind), scale, rows, seed, ids, draw, lo, hi)
+    overwritten("noise", (x,), out=out)
     _ops.noise_out.default(x, KINDS.index(kind), scale, rows, seed, ids, draw, lo, hi, out)
     return written(out)
 
@@ -148,6 +164,7 @@ def in_ball(
     ids = None if sample_ids is None else sample_ids.contiguous()
     if out is None:
         out = torch.empty_like(x)
+    overwritten("in_ball", (x, eps), out=out)
     rows = None
     if isinstance(eps, Tensor):
         rows, eps = per_row(eps, x), 0.0
@@ -155,28 +172,110 @@ def in_ball(
     return written(out)
 
 
-def _fake(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
+# ---- derivatives ----
+#
+# An element of the result depends on its own element of x alone, so the Jacobian is diagonal: the same
+# factors take a gradient back and a tangent forward. noise_backward applies them; it is linear in what they
+# are applied to, and constant in x between the places where an element meets a bound.
 
 
-def _fake_backward(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
+def _noise(x: Tensor, *numbers: Any) -> Tensor:
+    operator: Any = _Noise.apply if transformed() else _ops.noise.default
+    result: Tensor = operator(x, *numbers)
+    return result
+
+
+def _times_factors(grad: Tensor, x: Tensor, *numbers: Any) -> Tensor:
+    operator: Any = _TimesFactors.apply if transformed() else _ops.noise_backward.default
+    result: Tensor = operator(grad, x, *numbers)
+    return result
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, kind, scale, rows, *rest = inputs
-    ctx.save_for_backward(x, rows, rest[1])
-    ctx.settings = kind, scale, rest[0], rest[2:]
+    """Of both operators: the arguments from x on. Those of noise_backward have the gradient in front."""
+    x, kind, scale, rows, seed, ids, *rest = inputs[-9:]
+    ctx.save_for_backward(x, rows, ids)
+    ctx.save_for_forward(x, rows, ids)
+    ctx.numbers = kind, scale, seed, rest
+
+
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    x, rows, ids = ctx.saved_tensors
+    kind, scale, seed, rest = ctx.numbers
+    return x, kind, scale, rows, seed, ids, *rest
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, rows, ids = ctx.saved_tensors
-    kind, scale, seed, rest = ctx.settings
-    return _ops.noise_backward.default(grad, x, kind, scale, rows, seed, ids, *rest), *[None] * 8
+    return _times_factors(grad, *_saved(ctx)), *[None] * 8
 
 
-torch.library.register_fake("brittle::noise", _fake)
-torch.library.register_fake("brittle::noise_backward", _fake_backward)
-torch.library.register_fake("brittle::noise_out", lambda *_: None)
-torch.library.register_fake("brittle::in_ball", lambda *_: None)
+def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return _times_factors(grad, *_saved(ctx)), *[None] * 9
+
+
+class _Noise(torch.autograd.Function):
+    """The operator for tensors that carry tangents or that ``torch.func`` has wrapped."""
+
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_backward)
+
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:
+        result: Tensor = _ops.noise.default(*arguments)
+        return result
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        return _times_factors(tangent, *_saved(ctx))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+        return _over_batches(_noise, info.batch_size, in_dims, arguments)
+
+
+class _TimesFactors(torch.autograd.Function):
+    """noise_backward, likewise."""
+
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_backward_of_backward)
+
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:
+        result: Tensor = _ops.noise_backward.default(*arguments)
+        return result
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *_: Any) -> Tensor:
+        x, *_others = _saved(ctx)
+        return torch.zeros_like(x) if tangent is None else _times_factors(tangent, *_saved(ctx))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
+        return _over_batches(_times_factors, info.batch_size, in_dims, arguments)
+
+
+def _over_batches(
+    function: Callable[..., Tensor], batches: int, in_dims: tuple[int | None, ...], arguments: tuple[Any, ...]
+) -> tuple[Tensor, int]:
+    """``B`` batches of ``N`` samples as one of ``B N``, each with the identities it has in its own batch."""
+
+    def joined(value: Any, dim: int | None) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        batched = value.expand(batches, *value.shape) if dim is None else value.movedim(dim, 0)
+        return batched.flatten(0, 1).contiguous()
+
+    flat = [joined(*pair) for pair in zip(arguments, in_dims, strict=True)]
+    samples = len(flat[0]) // batches
+    if flat[-4] is None:
+        flat[-4] = torch.arange(samples, device=flat[0].device).repeat(batches)
+    whole: Any = function(*flat)
+    return whole.unflatten(0, (batches, samples)), 0
+
+
+register_fake("noise", lambda x, *_: torch.empty_like(x))
+register_fake("noise_backward", lambda grad, x, *_: torch.empty_like(x))
+register_fake("noise_out")
+register_fake("in_ball")
 torch.library.register_autograd("brittle::noise", _backward, setup_context=_save)
+torch.library.register_autograd("brittle::noise_backward", _backward_of_backward, setup_context=_save)

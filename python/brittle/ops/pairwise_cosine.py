@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import brittle._library  # noqa: F401  (registers the operators)
-from brittle.ops._arguments import written
+from brittle.ops._arguments import constant, overwritten, register_fake, transformed, written
 from brittle.triton import register
 
 _ops = torch.ops.brittle
@@ -23,7 +23,8 @@ def pairwise_cosine(a: Tensor, b: Tensor | None = None, out: Tensor | None = Non
     an infinity gives NaN, in its row and its column only. Every other row is normalised exactly, however
     small or large its norm; without ``b`` the diagonal is exactly 1 and the matrix exactly symmetric.
 
-    Differentiable with respect to ``a`` and ``b``, twice too, where ``out`` is not given; the gradient of a
+    Differentiable with respect to ``a`` and ``b`` where ``out`` is not given, as often as you like, in both
+    directions and under ``torch.func``'s transforms; the gradient of a
     zero row, and of one that holds a NaN or an infinity, is 0.
 
     Args:
@@ -51,8 +52,8 @@ def pairwise_cosine(a: Tensor, b: Tensor | None = None, out: Tensor | None = Non
     if b is a:
         b = None
     if out is None:
-        result: Tensor = _ops.pairwise_cosine.default(a, b)
-        return result
+        return _cosine(a, b)
+    overwritten("pairwise_cosine", (a, b), out=out)
     _ops.pairwise_cosine_out.default(a, b, out)
     return written(out)
 
@@ -84,6 +85,7 @@ def pairwise_cosine_topk(a: Tensor, b: Tensor | None = None, k: int = 1) -> tupl
     """
     if b is a:
         b = None
+    constant("pairwise_cosine_topk", a, b)
     cosines, indices = _ops.pairwise_cosine_topk.default(a, b, k)
     return cosines, indices
 
@@ -125,8 +127,15 @@ def _through(direction: Tensor, reciprocal: Tensor, towards: Tensor) -> Tensor:
     return ((towards - along * direction) * reciprocal).clamp(-largest, largest)
 
 
+def _cosine(a: Tensor, b: Tensor | None) -> Tensor:
+    operator: Any = _Cosine.apply if transformed() else _ops.pairwise_cosine.default
+    result: Tensor = operator(a, b)
+    return result
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
+    ctx.save_for_forward(*inputs)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -145,8 +154,49 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return grad_a, grad_b
 
 
-torch.library.register_fake("brittle::pairwise_cosine", _fake)
-torch.library.register_fake("brittle::pairwise_cosine_out", lambda *_: None)
-torch.library.register_fake("brittle::pairwise_cosine_topk", _fake_topk)
+class _Cosine(torch.autograd.Function):
+    """The operator for tensors that carry tangents or that ``torch.func`` has wrapped."""
+
+    setup_context = staticmethod(_save)
+    backward = staticmethod(_backward)
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor | None) -> Tensor:
+        result: Tensor = _ops.pairwise_cosine.default(a, b)
+        return result
+
+    @staticmethod
+    def jvp(ctx: Any, a_tangent: Tensor | None, b_tangent: Tensor | None) -> Tensor:
+        a, b = ctx.saved_tensors
+        dtype = _result_dtype(a.dtype)
+        rows, row_reciprocal = directions(a, dtype)
+        columns, column_reciprocal = (rows, row_reciprocal) if b is None else directions(b, dtype)
+        change = rows.new_zeros(rows.shape[0], columns.shape[0])
+        if a_tangent is not None:
+            change = change + _through(rows, row_reciprocal, a_tangent.to(dtype)) @ columns.T
+        if b is None:
+            change = change + change.T
+            return change - torch.diag(change.diagonal())
+        if b_tangent is not None:
+            change = change + rows @ _through(columns, column_reciprocal, b_tangent.to(dtype)).T
+        return change
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], a: Tensor, b: Tensor | None) -> tuple[Tensor, int]:
+        a_dim, b_dim = in_dims
+        return torch.stack(
+            [
+                _cosine(
+                    a if a_dim is None else a.select(a_dim, i),
+                    b if b is None or b_dim is None else b.select(b_dim, i),
+                )
+                for i in range(info.batch_size)
+            ]
+        ), 0
+
+
+register_fake("pairwise_cosine", _fake)
+register_fake("pairwise_cosine_out")
+register_fake("pairwise_cosine_topk", _fake_topk)
 torch.library.register_autograd("brittle::pairwise_cosine", _backward, setup_context=_save)
 register()

@@ -6,13 +6,11 @@ zero. Norms are summed in double in one fixed order, so that a row has the same 
 the thread count, the instruction set or the device.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 import brittle._library  # noqa: F401  (registers the operators)
-from brittle.ops._arguments import choice, per_row, written
+from brittle.ops._arguments import choice, overwritten, per_row, register_fake, written
 
 _ops = torch.ops.brittle
 
@@ -78,6 +76,7 @@ def l2_step_(
         tensor([[0.6500, 0.3000]])
     """
     lo, hi = bounds
+    overwritten("l2_step_", (grad, clean, step_size, eps), adv=adv)
     mode = choice("l2_step_", "projection", projection, L2_PROJECTIONS)
     least = choice("l2_step_", "floor", floor, NORM_FLOORS)
     if isinstance(step_size, Tensor) or isinstance(eps, Tensor):
@@ -147,6 +146,7 @@ def momentum_step_(
         tensor([[1.2500, 0.5000]])
     """
     lo, hi = bounds
+    overwritten("momentum_step_", (grad, clean, step_size, eps), adv=adv, momentum=momentum)
     exact = choice("momentum_step_", "projection", projection, _LINF_PROJECTIONS) == 0
     mode = choice("momentum_step_", "normalize", normalize, NORMALIZATIONS)
     tensors, modes = (adv, grad, momentum, clean), (mode, exact, norm, trace)
@@ -158,9 +158,5 @@ def momentum_step_(
     return written(adv, momentum, trace)
 
 
-def _fake(*_: Any) -> None:
-    """Shapes and strides are those of the tensor written to: there is nothing to infer."""
-
-
 for _name in ("l2_step_", "l2_step_.rows", "momentum_step_", "momentum_step_.rows"):
-    torch.library.register_fake(f"brittle::{_name}", _fake)
+    register_fake(_name)
