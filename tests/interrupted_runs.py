@@ -30,7 +30,8 @@ import sklearn.covariance  # noqa: F401
 import torch
 import torch.distributed
 import torchmetrics.functional  # noqa: F401
-from brittle.evaluation.run import answers, store
+from brittle import _files
+from brittle.evaluation.run import answers
 from brittle.evaluation.run.evaluate import evaluate
 from run_folders import contents
 
@@ -71,6 +72,7 @@ class Moments:
 
     def __init__(self, at: int | None) -> None:
         self.at, self.count = at, 0
+        self.halves = 0  # files that were stopped at in their middle
 
     def event(self) -> None:
         if self.count == self.at:
@@ -112,6 +114,7 @@ class Moments:
                 self._file.write(content[:half])
                 self._file.flush()
                 moments.event()
+                moments.halves += 1
                 self._file.write(content[half:])
 
         def opened(path: Any, mode: str = "r") -> Any:
@@ -124,7 +127,7 @@ class Moments:
             moments.event()
 
         sqlite3.connect = partial(sqlite3.connect, factory=Connection)  # type: ignore[assignment]
-        store.open = opened  # type: ignore[attr-defined]
+        _files.open = opened  # type: ignore[attr-defined]
         os.replace = replace
 
 
@@ -156,6 +159,7 @@ def one_process(out: Path, batch_size: int, at: int | None = None) -> int:
         moments = Moments(at)
         moments.install()
         run(out, batch_size)
+        assert moments.halves > 5, "files must be interrupted in their middle, too"
         (out.parent / "events").write_text(str(moments.count))
 
     return ended([fork(work)])[0]

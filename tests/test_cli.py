@@ -176,6 +176,19 @@ def test_minimal_install_says_what_to_install(blocked: tuple[str, ...], tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_attacks_and_curves_need_no_extra() -> None:
+    shown = python(
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({(*EXTRAS, 'scipy', 'pydantic', 'threadpoolctl')!r}))\n"
+        "import torch, brittle\n"
+        "model, x = torch.nn.Linear(4, 3), torch.rand(8, 4)\n"
+        "y = model(x).argmax(1)\n"
+        "brittle.pgd(model, x, y, 0.1)\n"
+        "print(brittle.evaluation.accuracy_vs_epsilon(model, (x, y), [0.0]).accuracy)"
+    )
+    assert (shown.returncode, shown.stdout) == (0, "[1.0]\n"), shown.stderr
+
+
 def test_a_missing_package_that_is_no_extra_is_not_hidden() -> None:
     broken = command_without(("numpy",), "env")
     assert broken.returncode == 3

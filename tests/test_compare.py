@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from brittle.evaluation import compare, evaluate
-from brittle.evaluation.paired import p_values
+from brittle.evaluation.compare import Measure, _row
+from brittle.evaluation.paired import Paired, paired
 from brittle.report import compare_page
 from torch import nn
 
@@ -113,10 +114,17 @@ class TestSampleBySample:
     def test_p_values_by_hand(self) -> None:
         ids = np.arange(60)
         right, some = np.ones(60), (ids >= 6).astype(float)
-        found = p_values({"x": (ids, right), "y": (ids, right)}, {"x": (ids, some), "y": (ids, right)})
+        found = paired({"x": (ids, right), "y": (ids, right)}, {"x": (ids, some), "y": (ids, right)})
         # Six lost and none gained: 2 / 2^6, times two measures.
-        assert found == {"x": pytest.approx(2 * 2 / 2**6), "y": 1.0}
-        assert p_values({"x": (ids, right)}, {"x": (ids + 1, right)}) == {}
+        assert found == {"x": Paired(pytest.approx(2 * 2 / 2**6), 0, 6), "y": Paired(1.0, 0, 0)}
+        assert paired({"x": (ids, right)}, {"x": (ids + 1, right)}) == {}
+
+    @pytest.mark.parametrize(("rose", "fell", "word"), [(180, 20, "worse"), (20, 180, "mixed")])
+    def test_a_mean_that_moves_against_most_samples_is_no_verdict(
+        self, rose: int, fell: int, word: str
+    ) -> None:
+        a, b = Measure("log loss, test", 0.2, False), Measure("log loss, test", 0.3, False)
+        assert _row("log loss, test", a, b, Paired(1e-9, rose, fell))["change"] == word
 
 
 class TestSettings:
@@ -203,6 +211,14 @@ class TestDamagedReports:
         damaged["views"]["classification"]["sets"][0]["accuracy"] = float("nan")
         with pytest.raises(ValueError, match=r"^compare: run_b must be .*Out of range"):
             compare(runs[0], damaged)
+
+    def test_half_a_character_is_replaced(self, runs: tuple[Path, Path], tmp_path: Path) -> None:
+        damaged = report_of(runs[0]) | {"title": "half \ud800"}
+        (tmp_path / "report.json").write_text(json.dumps(damaged))
+        comparison = compare(runs[0], tmp_path)
+        assert comparison.summary["b"] == "half ?"
+        json.dumps(comparison.summary, ensure_ascii=False).encode()
+        compare_page(comparison.a, comparison.b, comparison.summary).encode()
 
     @pytest.mark.timeout(30)
     def test_what_is_no_file(self, runs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -43,13 +43,19 @@ def test_what_is_wrong_is_one_sentence(broken: Path, module: str, words: str) ->
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "mend", "diagnose", "demo", "verify"])
+@pytest.mark.parametrize("command", ["evaluate", "mend", "diagnose", "demo", "verify", "compare", "drift"])
 def test_commands_and_functions_say_it_before_they_begin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     prepare()
-    package = {"diagnose": "sklearn", "demo": "sklearn", "verify": "safetensors"}.get(command, "torchmetrics")
+    package = {
+        "diagnose": "sklearn",
+        "demo": "sklearn",
+        "verify": "safetensors",
+        "compare": "jinja2",
+        "drift": "scipy",
+    }.get(command, "torchmetrics")
     (tmp_path / "other" / package).mkdir(parents=True)
     (tmp_path / "other" / package / "__init__.py").write_text("raise RuntimeError('unfit')")
     (tmp_path / "net.py").write_text((tmp_path / "net.py").read_text() + "\nPath('built').touch()\n")
@@ -59,6 +65,8 @@ def test_commands_and_functions_say_it_before_they_begin(
         "mend": ["--model", "net.py:build", "--data", "digits", "--out", "out"],
         "diagnose": ["--model", "net.py:build", "--data", "digits", "--out", "out"],
         "demo": ["--out", "out"],
+        "compare": ["empty", "empty", "--out", "out"],
+        "drift": ["empty", "--model", "net.py:build", "--data", "data.npz"],
         "verify": ["empty", "--model", "net.py:build", "--data", "data.npz"],
     }[command]
     code = (

@@ -90,6 +90,13 @@ class TestJson:
         with pytest.raises(ValueError, match=reason):
             _files.parse_json(text, Shape)
 
+    @pytest.mark.parametrize("title", ["half \\ud800", "\\uDFFF", "whole \\ud83d\\ude00"])
+    def test_half_characters_are_replaced(self, title: str) -> None:
+        text = GOOD.replace('"a"', f'"{title}"')
+        found = _files.parse_json(text, Shape)["name"]
+        found.encode()
+        assert found in ("half ?", "?", "whole \U0001f600")
+
     def test_values_are_shown_cut(self) -> None:
         with pytest.raises(ValueError, match=r"\.\.\.$") as error:
             _files.check_shape({"name": ["x"] * 1000}, Shape)

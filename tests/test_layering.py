@@ -11,7 +11,7 @@ CSRC = PACKAGE.parent.parent / "csrc"
 
 # Lowest first. A module may import from its own level's own package and from lower levels.
 LEVELS = [
-    ["_extras", "_files", "_library"],
+    ["_extras", "_files", "_library", "_radius"],
     ["triton"],
     ["ops"],
     ["_folding", "losses", "progress"],

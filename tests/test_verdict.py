@@ -180,8 +180,10 @@ def test_no_attack_and_a_part_of_the_data(report: dict[str, Any]) -> None:
     )
     assert verdict.sentences[:2] == (
         "Partial: 100 of 500 samples were evaluated, so every number is provisional.",
-        "The model was not attacked.",
+        "The model was attacked by single steps alone, for its calibration.",
     )
+    del views["calibration"]
+    assert judge(views).sentences[0] == "The model was not attacked."
     assert judge({}).headline == "Neither accuracy nor robustness was asked for: see what was"
     beside = {"sets": {"rows": [{"accuracy": 0.5, "interval": [0.4, 0.6], "samples": 90}]}}
     assert judge(beside).headline == "Right on 50.0 % of 90 samples as they are (95 % interval 40.0-60.0 %)"

@@ -13,7 +13,7 @@ import run_rows
 import torch
 from brittle.evaluation.rows import RunRows, SetRows
 from brittle.evaluation.scores import BINS, calibration_bins, expected_calibration_error
-from brittle.evaluation.statistics import auroc_interval, differ_by_chance, wilson
+from brittle.evaluation.statistics import auroc_interval, differ_by_chance, percents, wilson
 from brittle.evaluation.views import VIEWS
 from brittle.evaluation.views.common import thin
 from hypothesis import given
@@ -278,6 +278,12 @@ def test_statistics() -> None:
     assert auroc_interval(1.0, 5, 0) is None
     low, high = auroc_interval(0.8, 50, 50) or (0, 0)
     assert (round(low, 3), round(high, 3)) == (0.697, 0.871)
+
+
+def test_intervals_in_words_are_points_only_where_they_are() -> None:
+    assert percents(wilson(100_000, 100_000)) == ">99.9-100.0 %"
+    assert percents(wilson(0, 100_000)) == "0.0-<0.1 %"
+    assert percents((0.098, 0.156)) == "9.8-15.6 %"
 
 
 @pytest.mark.parametrize("samples", [1, 2, 16, 500])

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from brittle.target import Target
+from brittle.target import Target, some
 
 Bounds = tuple[float, float]
 
@@ -41,12 +41,6 @@ def check_images(op: str, x: Tensor, bounds: Bounds, ids: Tensor | None = None) 
         raise ValueError(
             f"{op}: x must lie inside bounds ({lo}, {hi}); got {got} in {len(wrong)} sample(s): {some(wrong)}"
         )
-
-
-def some(ids: Tensor) -> str:
-    """The first of some samples' ids."""
-    shown = ids[:20].tolist()
-    return ", ".join(map(str, shown)) + (", ..." if len(ids) > 20 else "")
 
 
 def check_labels(op: str, y: Tensor, x: Tensor) -> None:

@@ -9,6 +9,7 @@ REPORT = (
     "PIL.Image", "jinja2", "matplotlib.figure", "pydantic", "safetensors.torch", "scipy.stats",
     "sklearn.covariance", "threadpoolctl", "torchmetrics.functional.classification",
 )  # fmt: skip
+DRIFT = ("pydantic", "safetensors.torch", "scipy.stats")
 DIAGNOSIS = ("jinja2", "matplotlib.figure", "safetensors.torch", "scipy.stats", "sklearn.cluster")
 
 _DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}

@@ -76,13 +76,16 @@ def parse_json(text: str | bytes, shape: type[_Shape]) -> _Shape:
             text, nor text from numbers; keys that the shape does not name are let through.
 
     Returns:
-        What the text holds.
+        What the text holds; half characters, which escapes may stand for, are question marks.
 
     Raises:
         ValueError: what is wrong and where, as a phrase for the end of a sentence.
     """
     try:
         value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        # An escape may stand for half a character, which no page, database or terminal takes.
+        if b"\\ud" in (text.lower() if isinstance(text, bytes) else text.lower().encode(errors="replace")):
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it is no JSON that can be read ({_line(error)})") from None
     return check_shape(value, shape)
@@ -165,7 +168,7 @@ def refuse_foreign(op: str, path: Path, mark: bytes) -> None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is there as a whole, on disk, or not at all."""
-    draft = path.with_name(draft_name(path.name))
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(draft, "wb") as file:
             file.write(content)
@@ -180,11 +183,6 @@ def write_whole(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def draft_name(name: str) -> str:
-    """What a file of this name is called while this process writes it."""
-    return f".{name}.{os.getpid()}"
 
 
 def _refuse_other_kinds(status: os.stat_result, path: str | Path) -> None:

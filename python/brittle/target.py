@@ -455,9 +455,8 @@ class Target:
 
     def refuse_nan(self, sample_ids: Tensor) -> None:
         """Raise ValueError with the ids of samples whose logits are NaN."""
-        ids = sample_ids.tolist()
-        shown = ", ".join(map(str, ids[:20])) + (", ..." if len(ids) > 20 else "")
-        raise ValueError(f"{self.name}: the model gave NaN logits for {len(ids)} sample(s): {shown}")
+        count, shown = len(sample_ids), some(sample_ids)
+        raise ValueError(f"{self.name}: the model gave NaN logits for {count} sample(s): {shown}")
 
     def _forward(self, x: Tensor, own: bool) -> Tensor:
         self.forwards += len(x)
@@ -719,6 +718,12 @@ class _Snapshot:
 
 def _largest(difference: Tensor) -> float:
     return float(difference.abs().nan_to_num(0.0).max()) if difference.numel() else 0.0
+
+
+def some(ids: Tensor) -> str:
+    """The first of some samples' ids."""
+    shown = ids[:20].tolist()
+    return ", ".join(map(str, shown)) + (", ..." if len(ids) > 20 else "")
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -23,7 +23,10 @@ def compare(
     """Put two finished runs side by side, on stdout and on a page."""
     op = "compare"
     with exit_codes(op):
+        from brittle._extras import require
         from brittle._files import PAGE, refuse_foreign
+
+        require(op, "jinja2", "matplotlib.figure", "pydantic", "scipy.stats")
         from brittle.evaluation import compare as numbers_of
         from brittle.report import compare_page
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from brittle._extras import DRIFT, require
 from brittle.cli import options as shared
 from brittle.cli import values
 from brittle.cli.exits import MISSED, exit_codes
@@ -52,6 +53,7 @@ def reference(
     """
     op = "reference"
     with exit_codes(op):
+        require(op, *DRIFT)
         from brittle.evaluation.drift import Reference
 
         target, sources = _opened(
@@ -103,6 +105,7 @@ def drift(
     """
     op = "drift"
     with exit_codes(op):
+        require(op, *DRIFT)
         from brittle.evaluation.drift import Reference
 
         known = Reference.load(against)

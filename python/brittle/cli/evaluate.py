@@ -175,7 +175,8 @@ def _run(
             out,
             **settings,
             provenance=inputs.described(),
-            arguments=inputs.as_json(),
+            arguments=inputs.as_json()
+            | {"skip-bad": settings["skip_bad"], "trust-checkpoint": trust_checkpoint},
             progress=progress,
         )
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from brittle._files import check_shape, parse_json, read_regular
-from brittle.evaluation.paired import Contributions, contributions, p_values
+from brittle._radius import radius
+from brittle.evaluation.paired import Contributions, Paired, contributions, paired
 from brittle.evaluation.run.store import RunStoreError
 from brittle.evaluation.schema import ReportJson, check_lengths
-from brittle.report.text import epsilon
 
 FORMAT = 1
 _NOTHING = 5e-5  # what the four digits of the table do not show
@@ -45,8 +45,9 @@ class Comparison:
             "notes": [..], "rows": [{"measure", "a", "b", "difference", "change", "sure", "test", "p"}],
             "findings": {"gone": [..], "new": [..], "kept": [..]}}``. What got worse beyond chance comes
             first, the largest differences foremost. ``"change"`` of b against a is ``"better"`` or
-            ``"worse"``, beyond chance; ``"within chance"``; ``"same"``; ``"not tested"``; or None where
-            neither is better. ``"test"`` is ``"paired"`` (the same samples in both, with the p-value after
+            ``"worse"``, beyond chance; ``"mixed"`` where most samples moved one way and their mean or
+            median the other; ``"within chance"``; ``"same"``; ``"not tested"``; or None where neither is
+            better. ``"test"`` is ``"paired"`` (the same samples in both, with the p-value after
             Holm's correction) or ``"intervals"`` (95 %, apart or not). A number that one run lacks is None.
         a, b: the two ``report.json``.
     """
@@ -108,10 +109,10 @@ def compare(run_a: str | Path | Mapping[str, Any], run_b: str | Path | Mapping[s
             f"compare: the two runs must have a measure in common; got {_known(ours)} and {_known(theirs)}"
         )
     notes, same_data = _notes(a, b)
-    tests: dict[str, float] = {}
+    tests: dict[str, Paired] = {}
     if same_data:
         ones, others = (_samples(side, *of, notes) for side, of in sides.items())
-        tests = p_values(ones, others)
+        tests = paired(ones, others)
     # In the order of a; what b alone has comes last.
     names = dict.fromkeys([*ours, *theirs])
     rows = [_row(name, ours.get(name), theirs.get(name), tests.get(name)) for name in names]
@@ -238,7 +239,7 @@ def _robust(view: Mapping[str, Any] | None) -> Iterator[Measure]:
             continue
         for eps, share, bounds in zip(one["epsilons"], one["robust_accuracy"], one["interval"], strict=True):
             if eps:
-                yield Measure(f"robust accuracy, {one['norm']} {epsilon(eps)}", share, True, _pair(bounds))
+                yield Measure(f"robust accuracy, {one['norm']} {radius(eps)}", share, True, _pair(bounds))
         if one["minimal_epsilon"]:
             yield Measure(f"median epsilon, {one['norm']}", one["minimal_epsilon"]["median"], True)
 
@@ -247,7 +248,7 @@ def _at_most(one: Mapping[str, Any]) -> Iterator[Measure]:
     """Of a norm with signs of gradient masking, where attacks that fail prove nothing: not to be judged."""
     for eps, share in zip(one["epsilons"], one["robust_accuracy"], strict=True):
         if eps:
-            yield Measure(f"robust accuracy, {one['norm']} {epsilon(eps)}", share, None)
+            yield Measure(f"robust accuracy, {one['norm']} {radius(eps)}", share, None)
     if one["minimal_epsilon"]:
         yield Measure(f"median epsilon, {one['norm']}", one["minimal_epsilon"]["median"], None)
 
@@ -256,27 +257,33 @@ def _pair(bounds: Any) -> tuple[float, float] | None:
     return None if bounds is None or None in bounds else (bounds[0], bounds[1])
 
 
-def _row(name: str, a: Measure | None, b: Measure | None, p: float | None) -> dict[str, Any]:
+def _row(name: str, a: Measure | None, b: Measure | None, samples: Paired | None) -> dict[str, Any]:
     known = [m for m in (a, b) if m is not None]
     higher = None if any(m.higher is None for m in known) else known[0].higher
     left, right = (None if m is None else m.value for m in (a, b))
     difference = None if left is None or right is None else right - left
     test, sure = None, False
-    if difference is not None and p is not None:
-        test, sure = "paired", p < _ALPHA
+    if difference is not None and samples is not None:
+        test, sure = "paired", samples.p < _ALPHA
     elif difference is not None and a is not None and b is not None and a.interval and b.interval:
         test, sure = "intervals", a.interval[1] < b.interval[0] or b.interval[1] < a.interval[0]
     change = None
     if difference is not None and higher is not None:
         if test is None:
             change = "not tested"
-        elif sure and difference:
-            change = "better" if (difference > 0) == higher else "worse"
-        else:
+        elif not sure:
             change = "within chance"
+        elif samples is not None and not difference * (samples.rose - samples.fell) > 0:
+            change = "mixed"
+        else:
+            change = "better" if (difference > 0) == higher else "worse"
         change = "same" if abs(difference) < _NOTHING and not sure else change
     row = {"measure": name, "a": left, "b": right, "difference": difference, "change": change}
-    return row | {"sure": sure and higher is not None, "test": test, "p": p if test == "paired" else None}
+    return row | {
+        "sure": sure and higher is not None,
+        "test": test,
+        "p": samples.p if test == "paired" and samples else None,
+    }
 
 
 def _notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[list[str], bool | None]:

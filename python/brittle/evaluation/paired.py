@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from brittle._files import check_shape
+from brittle._radius import radius
 from brittle.evaluation.run.store import RunStore
 from brittle.evaluation.views.common import ATTACKS
-from brittle.report.text import epsilon
 
 #: Of each measure the samples' ids, and what each contributes: 1 where it is right, a loss, a distance.
 Contributions = dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]]
@@ -92,23 +92,31 @@ def _attacks(
     found[f"median epsilon, {norm}"] = ids, nearest
     for eps in radii:
         robust = (right > 0) & (nearest > eps)
-        found[f"robust accuracy, {norm} {epsilon(eps)}"] = ids, robust.astype(np.float64)
+        found[f"robust accuracy, {norm} {radius(eps)}"] = ids, robust.astype(np.float64)
 
 
-def p_values(a: Contributions, b: Contributions) -> dict[str, float]:
-    """Of each measure that both have, of the same samples, the p-value of no difference.
+class Paired(NamedTuple):
+    """The p-value of no difference, and of how many samples the measure rose and fell from a to b."""
+
+    p: float
+    rose: int
+    fell: int
+
+
+def paired(a: Contributions, b: Contributions) -> dict[str, Paired]:
+    """Of each measure that both have, of the same samples, whether it differs by more than chance.
 
     The exact sign test on the samples that differ, which for accuracies is McNemar's; then Holm's correction,
     as many measures are tested.
 
     Example:
         >>> import numpy as np
-        >>> from brittle.evaluation.paired import p_values
+        >>> from brittle.evaluation.paired import paired
         >>> ids = np.arange(200)
         >>> a = {"accuracy, test": (ids, np.ones(200))}
         >>> b = {"accuracy, test": (ids, (ids >= 20).astype(float))}
-        >>> p_values(a, b)["accuracy, test"] < 1e-5, p_values(a, a)
-        (True, {'accuracy, test': 1.0})
+        >>> paired(a, b)["accuracy, test"].p < 1e-5, paired(a, a)
+        (True, {'accuracy, test': Paired(p=1.0, rose=0, fell=0)})
     """
     from scipy.stats import binomtest
 
@@ -117,13 +125,14 @@ def p_values(a: Contributions, b: Contributions) -> dict[str, float]:
         (ids, ours), (other_ids, theirs) = a[name], b[name]
         if not np.array_equal(ids, other_ids):
             continue
-        more, less = int((theirs > ours).sum()), int((theirs < ours).sum())
-        found[name] = float(binomtest(more, more + less).pvalue) if more + less else 1.0
-    adjusted: dict[str, float] = {}
+        rose, fell = int((theirs > ours).sum()), int((theirs < ours).sum())
+        p = float(binomtest(rose, rose + fell).pvalue) if rose + fell else 1.0
+        found[name] = Paired(p, rose, fell)
+    adjusted: dict[str, Paired] = {}
     largest = 0.0
-    for place, name in enumerate(sorted(found, key=lambda name: (found[name], name))):
-        largest = max(largest, min(1.0, (len(found) - place) * found[name]))
-        adjusted[name] = largest
+    for place, name in enumerate(sorted(found, key=lambda name: (found[name].p, name))):
+        largest = max(largest, min(1.0, (len(found) - place) * found[name].p))
+        adjusted[name] = found[name]._replace(p=largest)
     return adjusted
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+from brittle._radius import radius
 from brittle.evaluation.curve import NORM_NAMES
-from brittle.report.text import epsilon
 
 OP = "evaluate"
 AT_LEAST = ("accuracy", "f1", "robust", "worst_group", "auroc")
@@ -121,7 +121,7 @@ def check_requirements(
         if known is None:
             raise _error(f"in a norm that is evaluated ({', '.join(settings['norms'])})", one.text)
         if radius_among(one.epsilon, known) is None:
-            listed = ", ".join(map(epsilon, known))
+            listed = ", ".join(map(radius, known))
             raise _error(f"at a radius that is evaluated in {norm} ({listed})", one.text)
 
 

@@ -103,4 +103,11 @@ def auroc_interval(area: float, positives: int, negatives: int, level: float = 0
 
 def percents(bounds: Sequence[float] | None) -> str:
     """An interval in words: ``"9.8-15.6 %"``."""
-    return "no interval" if bounds is None else f"{100 * bounds[0]:.1f}-{100 * bounds[1]:.1f} %"
+    return "no interval" if bounds is None else f"{_share(bounds[0])}-{_share(bounds[1])} %"
+
+
+def _share(share: float) -> str:
+    """100 and 0 only if it is exactly that."""
+    if 0.9995 <= share < 1:
+        return ">99.9"
+    return "<0.1" if 0 < share < 0.0005 else f"{100 * share:.1f}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from brittle._radius import radius
 from brittle.evaluation.curve import NORM_NAMES
 from brittle.evaluation.requirements import (
     Requirement,
@@ -14,7 +15,6 @@ from brittle.evaluation.requirements import (
     radius_among,
 )
 from brittle.evaluation.statistics import percents
-from brittle.report.text import epsilon
 
 __all__ = ["Judged", "Requirement", "Verdict", "check_requirements", "judge", "parse_requirement"]
 
@@ -181,7 +181,7 @@ def _left(one: Mapping[str, Any], at: int, samples: int) -> str:
     best = "pgd" if "pgd" in alone else next(iter(alone), None)
     who = f"{ATTACKS.get(best, best)} leaves" if best is not None else "all attacks together leave"
     return (
-        f"{epsilon(one['epsilons'][at])} ({norm}): {who} {100 * left:.1f} % of {samples} samples right "
+        f"{radius(one['epsilons'][at])} ({norm}): {who} {100 * left:.1f} % of {samples} samples right "
         f"(95 % interval {percents(one['interval'][at])})"
     )
 
@@ -204,19 +204,28 @@ def _clean(views: Mapping[str, Any]) -> str | None:
     )
 
 
+def _single_steps(views: Mapping[str, Any]) -> bool:
+    conditions = [c for one in views.get("calibration", {}).get("sets", []) for c in one["conditions"]]
+    return any(condition.get("name", "").split(" ")[0] in ATTACKS for condition in conditions)
+
+
 def _sentences(views: Mapping[str, Any]) -> list[str]:
     found = []
     clean = _clean(views)
     robustness = views.get("robustness")
     if robustness is None:
-        found.append("The model was not attacked.")
+        found.append(
+            "The model was attacked by single steps alone, for its calibration."
+            if _single_steps(views)
+            else "The model was not attacked."
+        )
     elif clean:
         found.append(f"{clean}.")
     for one in robustness["norms"] if robustness else ():
         half = (one["minimal_epsilon"] or {}).get("median")
         norm = NORM_NAMES.get(one["norm"], one["norm"])
         if half:  # 0 where they are wrong as they are
-            found.append(f"Half of the samples are wrong within epsilon {epsilon(half)} ({norm}).")
+            found.append(f"Half of the samples are wrong within epsilon {radius(half)} ({norm}).")
         if one["masking"]["signs"]:
             found.append(
                 f"There are signs of gradient masking ({norm}), so robustness may be less than it seems."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import nn
 
 from brittle import _checks as check
 from brittle._extras import DIAGNOSIS, REPORT, require
+from brittle._folding import deep_copy
 from brittle.data import Data
 from brittle.diagnosis.flaws.diagnose import diagnose
 from brittle.diagnosis.flaws.result import Diagnosis
@@ -134,7 +134,7 @@ def mend(
             folder.begin(identity | settings | {"suggestions": given})
         before = work.diagnosis(model, "diagnosis")
         tried = suggest(before) if suggestions is None else tuple(suggestions)
-        current, diagnosis, score = copy.deepcopy(model), before, work.score(model)
+        current, diagnosis, score = deep_copy(model), before, work.score(model)
         steps: list[Step] = []
         for number, suggestion in enumerate(tried, 1):
             checkpoint = None if folder is None else folder.checkpoint(number)
@@ -243,7 +243,7 @@ class _Work:
         if suggestion.findings and not any((f.layer, f.kind) in there for f in suggestion.findings):
             reason = "Earlier repairs have mended these flaws."
             return Step(suggestion, "not needed", reason, score, score), None, diagnosis
-        candidate = copy.deepcopy(current)
+        candidate = deep_copy(current)
         self.rewind()
         training = suggestion.apply(
             candidate,

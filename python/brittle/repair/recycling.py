@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from brittle import _checks as check
+from brittle._folding import deep_copy
 from brittle.repair.structure import layer_named, norm_after, reader_of
 
 _OP = "recycle"
@@ -61,7 +61,7 @@ def recycle(model: nn.Module, layer: str, units: Iterable[int], *, seed: int = 0
     for unit in chosen:
         if not (isinstance(unit, int) and 0 <= unit < count):
             raise ValueError(f"{_OP}: units must be integers in [0, {count}); got {unit!r}")
-    fresh = copy.deepcopy(module)
+    fresh = deep_copy(module)
     with torch.random.fork_rng(devices=[module.weight.device] if module.weight.is_cuda else []):
         torch.manual_seed(seed)
         fresh.reset_parameters()

@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from brittle._radius import radius
+
 DASH = "—"
 _UNFIT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 NORM_NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -77,12 +79,7 @@ def epsilon(value: float | None) -> str:
         >>> epsilon(8 / 255), epsilon(0.25), epsilon(0.0123456), epsilon(None)
         ('8/255', '0.25', '0.0123', '—')
     """
-    if value is None or missing(value):
-        return DASH
-    steps = value * 255
-    if 0 < value < 1 and abs(steps - round(steps)) < 1e-4 and abs(value - round(value, 3)) > 1e-9:
-        return f"{round(steps)}/255"
-    return f"{value:.3g}"
+    return DASH if value is None or missing(value) else radius(value)
 
 
 def norm_name(norm: str) -> str:

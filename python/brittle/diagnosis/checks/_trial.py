@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from brittle import _checks as check
+from brittle._folding import deep_copy
 from brittle.data import Data, batches
 from brittle.target import Target
 
@@ -53,7 +53,7 @@ def require_module(op: str, model: object) -> None:
 
 def fresh(op: str, model: Untrained) -> nn.Module:
     """A copy in training mode, without gradients; or a new model, from a function that makes one."""
-    made = copy.deepcopy(model) if isinstance(model, nn.Module) else model() if callable(model) else model
+    made = deep_copy(model) if isinstance(model, nn.Module) else model() if callable(model) else model
     if not isinstance(made, nn.Module):
         raise ValueError(
             f"{op}: model must be an nn.Module or a function that makes one; got {type(made).__name__}"

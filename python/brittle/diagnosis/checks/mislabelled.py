@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from brittle import _checks as check
+from brittle._folding import deep_copy
 from brittle.data import Data
 from brittle.diagnosis.checks import _training
 from brittle.diagnosis.checks._trial import (
@@ -187,7 +187,7 @@ def _sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 def _widened(op: str, model: nn.Module, classes: int, x: Tensor) -> nn.Module:
     """A copy that gives one output more, from a new last layer."""
-    copied = copy.deepcopy(model)
+    copied = deep_copy(model)
     last: list[tuple[nn.Linear, Tensor]] = []
     handles = [
         part.register_forward_hook(lambda module, args, output: last.append((module, output)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from brittle._folding import deep_copy
 from brittle.data import Data
 from brittle.diagnosis.checks._trial import (
     LossFunction,
@@ -152,7 +152,7 @@ def _kind(op: str, model: nn.Module, x: Tensor, out: Tensor) -> str:
 
 def _amplified(op: str, model: nn.Module, x: Tensor) -> Tensor | None:
     """The outputs when the last layer that has a weight matrix is a million times as large."""
-    louder = copy.deepcopy(model).eval()
+    louder = deep_copy(model).eval()
     ran: list[nn.Module] = []
     handles = [
         part.register_forward_hook(lambda module, args, output: ran.append(module))

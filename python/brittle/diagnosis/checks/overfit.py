@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from brittle import _checks as check
+from brittle._folding import deep_copy
 from brittle.data import Data
 from brittle.diagnosis.checks._causes import FALLING, gradients_of, irreducible, unmoved, why
 from brittle.diagnosis.checks._trial import (
@@ -221,7 +222,7 @@ def _copies(
         # Copied together, what is one tensor stays one tensor, and what is another model's stays another's.
         copied, stepper = copy.deepcopy((model, optimizer))
     else:
-        copied = copy.deepcopy(model)
+        copied = deep_copy(model)
         if optimizer is None:
             stepper = torch.optim.Adam(copied.parameters(), lr=_RATE)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from brittle._folding import deep_copy
 from brittle.diagnosis.flaws.capture import weight_of
 from brittle.diagnosis.flaws.evidence import Evidence
 from brittle.diagnosis.flaws.result import Finding
@@ -134,7 +134,7 @@ def _freshness(module: nn.Module, seed: int) -> float | None:
 
 def fresh(module: nn.Module, seed: int, draws: int) -> list[Tensor] | None:
     """The weights of newly initialised copies, flat; None where the layer cannot initialise itself."""
-    other = copy.deepcopy(module).cpu()
+    other = deep_copy(module).cpu()
     reset = getattr(other, "reset_parameters", None) or getattr(other, "_reset_parameters", None)
     if reset is None or hasattr(module, "parametrizations"):
         return None

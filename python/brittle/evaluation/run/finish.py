@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from brittle import __version__
-from brittle._files import write_whole
+from brittle._files import parse_json, read_regular, write_whole
 from brittle.diagnosis import near_duplicates
 from brittle.evaluation.rows import AttackRows, Duplicates, RunRows, SetRows
 from brittle.evaluation.run.answers import landscape_steps
@@ -27,6 +26,7 @@ from brittle.evaluation.run.preflight import SetAbout, as_json
 from brittle.evaluation.run.reading import read_rows
 from brittle.evaluation.run.settings import Settings
 from brittle.evaluation.run.store import RunJson, RunStore, RunStoreError, read_run_json, write_json
+from brittle.evaluation.schema import ReportJson
 from brittle.evaluation.verdict import Requirement
 from brittle.evaluation.views import one_thread, summarise
 from brittle.sources import BadSample
@@ -44,15 +44,15 @@ def load_report(out: str | Path) -> dict[str, Any]:
     """What ``report.json`` of a finished run holds.
 
     Raises:
-        RunStoreError: there is none.
+        RunStoreError: there is none, or none that ``evaluate`` writes.
     """
     path = Path(out) / "report.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        found = parse_json(read_regular(path), ReportJson)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is damaged"
+        reason = error.strerror if isinstance(error, OSError) else error
         raise RunStoreError(f"evaluate: {out} must hold a finished run; {path}: {reason}") from None
-    return found
+    return cast(dict[str, Any], found)
 
 
 def finish(
@@ -137,7 +137,18 @@ def _provenance(begun: RunJson, settings: Settings, further: Mapping[str, str]) 
         found["images resized to"] = f"{size[0]} x {size[1]}, bilinear with antialiasing"
     if begun["arguments"]:
         found["command"] = _command(begun, settings)
+    else:
+        found["call"] = _call(begun, settings)
     return found
+
+
+def _call(begun: RunJson, settings: Settings) -> str:
+    """The same for a run that was begun from Python."""
+    known: Mapping[str, Any] = begun["fingerprint"]
+    given = settings.as_json() | {name: known[name] for name in ("mean", "std", "limit")}
+    given["fixed_batch"] = known["fixed batch"]
+    shown = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+    return f"brittle.evaluation.evaluate(model, data, out, {shown})"
 
 
 def _numbers(values: Sequence[float] | None) -> str:
@@ -169,6 +180,7 @@ def _command(begun: RunJson, settings: Settings) -> str:
     words += ["--restarts", str(settings.restarts), "--seed", str(settings.seed)]
     words += ["--repeat-seeds", str(settings.repeat_seeds), "--precision", settings.precision]
     words += ["--fixed-batch", str(known["fixed batch"]), "--device", str(known["device"])]
+    words += [f"--{name}" for name in ("skip-bad", "trust-checkpoint") if given.get(name)]
     return " ".join(map(shlex.quote, words))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from brittle._radius import radius
 from brittle.evaluation.rows import Condition, RunRows, SetRows, blocks
 from brittle.evaluation.scores import BINS, calibration_bins, expected_calibration_error
 from brittle.evaluation.views.common import (
@@ -22,7 +23,6 @@ from brittle.evaluation.views.common import (
     own_seed,
     percent,
 )
-from brittle.report.text import epsilon
 
 POOR = 0.05  # a probability that is off by this much on average misleads whoever acts on it
 BAD = 0.15  # three times that
@@ -52,7 +52,7 @@ def _attacked(run: RunRows) -> list[Condition]:
 
 def _name(condition: Condition) -> str:
     if condition.kind in ATTACKS:
-        return f"{condition.kind} {epsilon(condition.scale)}"
+        return f"{condition.kind} {radius(condition.scale)}"
     return f"{condition.kind.replace('_', ' ')} {condition.level}"
 
 

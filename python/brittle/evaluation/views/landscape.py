@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from brittle._radius import radius
 from brittle.evaluation.rows import RunRows
 from brittle.evaluation.views.common import Finding, rounded
-from brittle.report.text import epsilon
 
 FEWEST = 10  # samples whose mean says something of the model rather than of one of them
 MARGIN = 0.10  # of the rise along the random direction
@@ -51,7 +51,7 @@ def findings(numbers: dict[str, Any]) -> list[Finding]:
             "moderate",
             "landscape",
             "The loss rises less along its gradient than in a random direction",
-            f"At {epsilon(numbers['reach'])} ({numbers['norm']}) it changes by {gradient:+.3f} along the "
+            f"At {radius(numbers['reach'])} ({numbers['norm']}) it changes by {gradient:+.3f} along the "
             f"gradient and by {chance:+.3f} along the random direction, on average over "
             f"{numbers['samples']} samples.",
             "Do not trust attacks by gradient on this model: use attacks without gradients, or through a "

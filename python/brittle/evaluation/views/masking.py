@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from brittle._radius import radius
 from brittle.evaluation.rows import AttackRows
-from brittle.report.text import epsilon
 
 BLIND = 0.10  # the share of the attacked from which on brittle.GradientMaskingWarning is given
 BEATEN = 0.02  # a share of the attacked: single samples are lost to the luck of a random start
@@ -117,15 +117,15 @@ def _signs(
     whole = HALF * (bounds[1] - bounds[0])
     if gradient and norm == "linf" and epsilons[-1] >= whole * (1 - 1e-9) and robust[-1] > SURVIVES:
         signs.append(
-            f"At radius {epsilon(epsilons[-1])}, where every input can be made the same, "
+            f"At radius {radius(epsilons[-1])}, where every input can be made the same, "
             f"{100 * robust[-1]:.1f} % are still right."
         )
     left = count * robust[-1] / clean
     flat = _flat(epsilons, robust, clean) if gradient and left >= FEWEST_LEFT else None
     if flat is not None:
         signs.append(
-            f"The accuracy stops falling: {100 * flat[2]:.1f} % at radius {epsilon(flat[0])} and still "
-            f"{100 * flat[3]:.1f} % at {epsilon(flat[1])}."
+            f"The accuracy stops falling: {100 * flat[2]:.1f} % at radius {radius(flat[0])} and still "
+            f"{100 * flat[3]:.1f} % at {radius(flat[1])}."
         )
     return signs
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from brittle._radius import radius
 from brittle.evaluation.rows import RunRows
 from brittle.evaluation.views.common import Finding, middle_conditions, percent
 from brittle.evaluation.views.robustness import nearest_radius, worst_case
-from brittle.report.text import epsilon
 
 SPREAD = 0.02  # larger than what rounding and a few samples on the edge make
 
@@ -26,7 +26,7 @@ def numbers(run: RunRows) -> dict[str, Any] | None:
                 epsilons = sorted({e for a in rows for e in a.epsilons})
                 eps = nearest_radius(run.settings, norm, epsilons)
                 fooled = worst_case(rows, [eps], ~main.answers.correct)[0]
-                name = f"robust accuracy, {norm} {epsilon(eps)}"
+                name = f"robust accuracy, {norm} {radius(eps)}"
                 measures.setdefault(name, {})[seed] = int((~fooled).sum()) / len(main)
         for condition in middle_conditions(run, seed):
             name = f"accuracy, {condition.kind} {condition.level}"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from brittle._radius import radius
 from brittle.evaluation.curve import NORM_NAMES
 from brittle.evaluation.rows import AttackRows, RunRows
 from brittle.evaluation.statistics import percents
@@ -22,7 +23,6 @@ from brittle.evaluation.views.common import (
     thin,
 )
 from brittle.evaluation.views.masking import masking
-from brittle.report.text import epsilon
 
 CURVE_POINTS = 200
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -172,7 +172,7 @@ def _weakens(numbers: dict[str, Any], one: dict[str, Any], name: str) -> list[Fi
         Finding(
             "moderate",
             "robustness",
-            f"Attacks weaken the model at epsilon {epsilon(one['reported'])} ({name})",
+            f"Attacks weaken the model at epsilon {radius(one['reported'])} ({name})",
             f"{percent(one['robust_accuracy'][at])} of {numbers['samples']} samples stay right (95 % "
             f"interval {percents(bounds)}), {percent(numbers['clean_accuracy'])} without an attack.",
             "Look at the samples that fall first, and train on adversarial examples of this radius.",
@@ -189,12 +189,12 @@ def _breaks(numbers: dict[str, Any], one: dict[str, Any], name: str) -> list[Fin
         return []
     at, within = broken[0], broken[0] <= reported
     destroyed = one["interval"][max(at, reported)][1] < DESTROYED * clean
-    asked = epsilon(one["reported"])
+    asked = radius(one["reported"])
     return [
         Finding(
             "note" if not within else "critical" if destroyed else "serious",
             "robustness",
-            f"Attacks break the model at epsilon {epsilon(one['epsilons'][at])} ({name})"
+            f"Attacks break the model at epsilon {radius(one['epsilons'][at])} ({name})"
             + ("" if within else f", beyond the {asked} that is asked about"),
             f"{_right(numbers, one, at)}, {percent(clean)} without an attack."
             + (f" At {asked}: {_right(numbers, one, reported)}." if at < reported else ""),

@@ -23,7 +23,8 @@ def section(numbers: Json, summary: Json, pictures: Mapping[str, Pixels]) -> Sec
         parts.append(Panels(panels, title, small=True, table=_measures(against)))
     lead = (
         f"Each score should tell samples of another kind from those of {reference}. AUROC is 50 % for one "
-        "that tells nothing; FPR95 is the share of foreign samples that pass where 95 % of one's own do."
+        "that tells nothing; FPR95 is the share of one's own samples that are given up where "
+        "95 % of the foreign ones are caught."
     )
     return Section("ood", "Out-of-distribution samples", lead, parts)
 
